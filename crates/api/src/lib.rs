@@ -1,0 +1,1 @@
+//! Wire types, routes as data and the typed client

@@ -1,0 +1,1 @@
+//! OCI runtime: namespaces, mounts, processes; the shim that owns a container

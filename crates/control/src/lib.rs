@@ -1,0 +1,1 @@
+//! The meaning of the API: records, operations, access

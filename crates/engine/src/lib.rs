@@ -1,0 +1,1 @@
+//! The trait every engine implements, its conformance suite and a fake

@@ -1,0 +1,1 @@
+//! Adapters from the engine trait to what runs instances

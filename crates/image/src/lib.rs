@@ -1,0 +1,1 @@
+//! Content-addressed image store, registry client, layers and recipes

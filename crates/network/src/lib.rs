@@ -1,0 +1,1 @@
+//! Links, addresses, nftables and DNS for instances

@@ -1,0 +1,1 @@
+//! One host: brings what runs in line with what is recorded

@@ -1,0 +1,1 @@
+//! Pure compiler from a system call policy to a classic BPF program

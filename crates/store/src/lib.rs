@@ -1,0 +1,1 @@
+//! Revisioned key-value store with compare-and-set transactions, watch and leases

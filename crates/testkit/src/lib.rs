@@ -1,0 +1,1 @@
+//! Fixtures, fault injection and namespaces for tests

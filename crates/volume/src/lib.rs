@@ -1,0 +1,1 @@
+//! Pools and the volumes in them

@@ -1,0 +1,1 @@
+//! Durable linear operations with idempotent steps, undo and recovery
