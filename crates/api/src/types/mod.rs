@@ -1,0 +1,27 @@
+//! Wire types of version 1. Unknown fields in requests are refused; answers may gain fields.
+
+mod access;
+mod image;
+mod instance;
+mod network;
+mod operation;
+mod spec;
+mod system;
+mod volume;
+
+pub use access::{Token, TokenCreate, TokenCreated};
+pub use image::{
+    Image, ImageBuild, ImageDetail, ImageDf, ImageDfRow, ImageGc, ImageLayer, ImagePull, ImagePush,
+    ImageTag, Recipe, RegistryAuth,
+};
+pub use instance::{
+    Exit, Instance, InstanceCreate, InstanceDetail, Process, Stats, StopRequest, TopRow, Usage,
+    WaitFor,
+};
+pub use network::{Lease, Network, NetworkCreate};
+pub use operation::{Operation, OperationState, Progress};
+pub use spec::{
+    Device, HealthCheck, InstanceSpec, Io, Kind, Log, Mount, MountType, Port, Protocol, Ulimit,
+};
+pub use system::{Event, Info};
+pub use volume::{Volume, VolumeCreate};
