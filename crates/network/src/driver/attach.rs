@@ -1,0 +1,244 @@
+//! Joining an instance's namespace to a network: the start path, so every system call counts.
+//!
+//! One batch makes and configures the pair from outside, one batch inside sets addresses and
+//! routes. The inner one needs a socket opened in the instance's namespace, hence a short-lived
+//! thread ([`crate::netns`]).
+
+use std::os::fd::BorrowedFd;
+
+use rustix::io::Errno;
+
+use super::Driver;
+use crate::netlink::{Batch, NetlinkError, Socket, address, link};
+use crate::{Attachment, IfName, netns};
+
+/// Index of the loopback interface in every namespace.
+const LOOPBACK: u32 = 1;
+
+/// What an attachment became.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// The link on the host's side.
+    pub host_ifname: IfName,
+    /// The index of the link inside the instance's namespace.
+    pub inside_index: u32,
+}
+
+/// Why an instance could not be joined to a network. Nothing is left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The network's bridge does not exist.
+    #[error("{key}: network {network:?} is not set up on this host: its bridge {bridge} is gone")]
+    NoNetwork {
+        /// The attachment.
+        key: String,
+        /// The network.
+        network: String,
+        /// The missing bridge.
+        bridge: IfName,
+    },
+    /// Another attachment's link has the name.
+    #[error("{key}: the link name {ifname} is taken by {holder:?}")]
+    Taken {
+        /// The attachment.
+        key: String,
+        /// The contested name.
+        ifname: IfName,
+        /// The alias of the link that has it.
+        holder: String,
+    },
+    /// The kernel refused.
+    #[error("{key} could not be joined to network {network:?}")]
+    Netlink {
+        /// The attachment.
+        key: String,
+        /// The network.
+        network: String,
+        /// What was refused.
+        #[source]
+        source: NetlinkError,
+    },
+}
+
+/// Why an attachment could not be removed.
+#[derive(Debug, thiserror::Error)]
+#[error("{key} could not be detached from its network")]
+pub struct DetachError {
+    /// The attachment.
+    pub key: String,
+    /// What was refused.
+    #[source]
+    pub source: NetlinkError,
+}
+
+impl Driver {
+    /// The name of the host's end of attachment `key`.
+    #[must_use]
+    pub fn host_ifname(&self, key: &str) -> IfName {
+        self.prefix.link(key)
+    }
+
+    /// Joins the instance's namespace to the network. A link that an earlier attempt with the same
+    /// key left behind is replaced.
+    ///
+    /// Blocks for about as long as the kernel needs to make a pair of links; call it off the async
+    /// threads. Many may run at once.
+    ///
+    /// # Errors
+    /// See [`AttachError`].
+    pub fn attach(&self, attachment: &Attachment<'_>) -> Result<Attached, AttachError> {
+        let netlink = |source| AttachError::Netlink {
+            key: attachment.key.to_owned(),
+            network: attachment.network.to_owned(),
+            source,
+        };
+        let host_ifname = self.host_ifname(attachment.key);
+        self.make_pair(attachment, &host_ifname)?;
+        match configure_inside(attachment) {
+            Ok(inside_index) => Ok(Attached { host_ifname, inside_index }),
+            Err(source) => {
+                self.delete_quietly(&host_ifname);
+                Err(netlink(source))
+            }
+        }
+    }
+
+    /// Removes attachment `key`. The kernel removes it by itself some time after the instance's
+    /// namespace has gone, so nothing needs to wait for this. Says whether there was one.
+    ///
+    /// # Errors
+    /// See [`DetachError`].
+    pub fn detach(&self, key: &str) -> Result<bool, DetachError> {
+        let failed = |source| DetachError { key: key.to_owned(), source };
+        let ifname = self.host_ifname(key);
+        let mut socket = self.socket();
+        match link::find(&mut socket, &ifname).map_err(failed)? {
+            Some(found) if found.alias.as_deref().is_none_or(|alias| alias == key) => {}
+            _ => return Ok(false),
+        }
+        let mut batch = Batch::default();
+        batch.push(format!("remove link {ifname}"), link::delete(&ifname));
+        match socket.run(&batch) {
+            Ok(()) => Ok(true),
+            Err(error) if error.errno == Errno::NODEV => Ok(false),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    fn make_pair(
+        &self,
+        attachment: &Attachment<'_>,
+        host_ifname: &IfName,
+    ) -> Result<(), AttachError> {
+        let key = attachment.key;
+        let netlink = |source| AttachError::Netlink {
+            key: key.to_owned(),
+            network: attachment.network.to_owned(),
+            source,
+        };
+        let bridge_name = self.prefix.bridge(attachment.network);
+        let mut socket = self.socket();
+        let Some(bridge) = link::find(&mut socket, &bridge_name).map_err(netlink)? else {
+            return Err(AttachError::NoNetwork {
+                key: key.to_owned(),
+                network: attachment.network.to_owned(),
+                bridge: bridge_name,
+            });
+        };
+        let veth = link::Veth {
+            host: host_ifname,
+            inside: &attachment.ifname,
+            netns: attachment.netns,
+            mac: attachment.mac,
+            mtu: Some(attachment.mtu.unwrap_or(bridge.mtu)),
+            bridge: bridge.index,
+        };
+        let port = || link::set_port(host_ifname, key, attachment.hairpin, attachment.isolated);
+        let mut batch = Batch::default();
+        batch.push(format!("make link {host_ifname}"), link::add_veth(&veth));
+        batch.push(format!("configure link {host_ifname}"), port());
+        for attempt in 0.. {
+            match first_failure(&mut socket, &batch).map_err(netlink)? {
+                None => return Ok(()),
+                Some((0, Errno::EXIST)) if attempt == 0 => {
+                    remove_leftover(&mut socket, host_ifname, key, netlink)?;
+                }
+                Some((0, errno)) => {
+                    let inside = attachment.ifname.as_str();
+                    let what = format!("make link {host_ifname} with {inside} inside");
+                    return Err(netlink(NetlinkError::new(what, errno)));
+                }
+                Some((_, errno)) => {
+                    let _ = socket.run(&deletion(host_ifname));
+                    let what = format!("configure link {host_ifname}");
+                    return Err(netlink(NetlinkError::new(what, errno)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn delete_quietly(&self, ifname: &IfName) {
+        if let Err(error) = self.socket().run(&deletion(ifname)) {
+            tracing::warn!(%ifname, %error, "a link is left for the next sweep");
+        }
+    }
+}
+
+fn first_failure(
+    socket: &mut Socket,
+    batch: &Batch,
+) -> Result<Option<(usize, Errno)>, NetlinkError> {
+    Ok(socket.run_all(batch)?.into_iter().next())
+}
+
+fn deletion(ifname: &IfName) -> Batch {
+    let mut batch = Batch::default();
+    batch.push(format!("remove link {ifname}"), link::delete(ifname));
+    batch
+}
+
+/// Removes the link in the way if it is this attachment's own. If no link is in the way, the name
+/// inside is taken, and trying once more says so.
+fn remove_leftover(
+    socket: &mut Socket,
+    ifname: &IfName,
+    key: &str,
+    netlink: impl Fn(NetlinkError) -> AttachError,
+) -> Result<(), AttachError> {
+    match link::find(socket, ifname).map_err(&netlink)? {
+        None => Ok(()),
+        Some(found) => match found.alias {
+            Some(alias) if alias != key => Err(AttachError::Taken {
+                key: key.to_owned(),
+                ifname: ifname.clone(),
+                holder: alias,
+            }),
+            _ => socket.run(&deletion(ifname)).map_err(netlink),
+        },
+    }
+}
+
+/// Sets loopback, addresses and routes from inside; returns the link's index there.
+fn configure_inside(attachment: &Attachment<'_>) -> Result<u32, NetlinkError> {
+    let enter = |errno| NetlinkError::new("enter the instance's network namespace", errno);
+    let netns: BorrowedFd<'_> = attachment.netns;
+    netns::within(netns, || {
+        let mut socket = Socket::route()?;
+        let ifname = &attachment.ifname;
+        let missing = || NetlinkError::new(format!("find {ifname} inside"), Errno::NODEV);
+        let inside = link::find(&mut socket, ifname)?.ok_or_else(missing)?;
+        let mut batch = Batch::default();
+        batch.push("bring loopback up", link::set_up(LOOPBACK, None));
+        for address in &attachment.addresses {
+            batch.push(format!("set address {address}"), address::add(inside.index, address));
+        }
+        for gateway in &attachment.gateways {
+            let route = address::add_default_route(inside.index, *gateway);
+            batch.push(format!("set the default route by {gateway}"), route);
+        }
+        socket.run(&batch)?;
+        Ok(inside.index)
+    })
+    .map_err(enter)?
+}

@@ -1,0 +1,265 @@
+//! Bringing a network's bridge into the wanted state, and removing it.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use ipnetwork::IpNetwork;
+use rustix::io::Errno;
+
+use super::Driver;
+use crate::netlink::link::Link;
+use crate::netlink::{Batch, NetlinkError, Socket, address, link};
+use crate::{IfName, Mac, NetworkConfig, Outside};
+
+/// Why a network could not be brought into the wanted state.
+#[derive(Debug, thiserror::Error)]
+pub enum EnsureError {
+    /// A link with the bridge's name is something else.
+    #[error(
+        "network {network:?} needs a bridge called {ifname}, but that name is taken by {holder}; \
+         remove that link, or give the network another name"
+    )]
+    Taken {
+        /// The network.
+        network: String,
+        /// The bridge's name.
+        ifname: IfName,
+        /// What has the name.
+        holder: String,
+    },
+    /// The kernel refused a change of links or addresses.
+    #[error("network {network:?} could not be set up")]
+    Netlink {
+        /// The network.
+        network: String,
+        /// What was refused.
+        #[source]
+        source: NetlinkError,
+    },
+    /// A kernel setting has another value and cannot be changed.
+    #[error(
+        "network {network:?} needs {path} to be {wanted}; it could not be set: run the daemon \
+         where it may write kernel settings, or set it beforehand"
+    )]
+    Sysctl {
+        /// The network.
+        network: String,
+        /// The setting's file.
+        path: PathBuf,
+        /// The wanted value.
+        wanted: &'static str,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Why a network could not be removed.
+#[derive(Debug, thiserror::Error)]
+#[error("network {network:?} could not be removed")]
+pub struct RemoveError {
+    /// The network.
+    pub network: String,
+    /// What was refused.
+    #[source]
+    pub source: NetlinkError,
+}
+
+impl Driver {
+    /// Makes the network's bridge if it is missing, and gives it exactly the wanted addresses,
+    /// MTU and kernel settings. Changes nothing if all is as wanted. Returns the bridge's name.
+    ///
+    /// Forwarding is switched on for the whole namespace, as a router needs; for IPv6 the kernel
+    /// then stops listening to router advertisements, so interfaces that did listen are told to
+    /// go on (`accept_ra=2`). An internal network needs none of it.
+    ///
+    /// # Errors
+    /// See [`EnsureError`]. A bridge half-made by a crash is completed by the next call.
+    pub fn ensure_network(&self, config: &NetworkConfig) -> Result<IfName, EnsureError> {
+        let ifname = self.prefix.bridge(&config.name);
+        let netlink =
+            |source| EnsureError::Netlink { network: config.name.clone(), source };
+        {
+            let mut socket = self.socket();
+            let bridge = match link::find(&mut socket, &ifname).map_err(netlink)? {
+                Some(bridge) => bridge,
+                None => create(&mut socket, &ifname, config).map_err(netlink)?,
+            };
+            check_ours(&bridge, &ifname, &config.name)?;
+            adjust(&mut socket, &bridge, &ifname, config).map_err(netlink)?;
+        }
+        let settings = || settings(&ifname, config);
+        self.within(settings).map_err(|errno| {
+            netlink(NetlinkError::new("enter the daemon's network namespace", errno))
+        })??;
+        // Disabling and enabling IPv6 drops addresses; they are set after the settings.
+        let mut socket = self.socket();
+        adjust_addresses(&mut socket, &ifname, config).map_err(netlink)?;
+        Ok(ifname)
+    }
+
+    /// Removes the network's bridge. Attachments to it keep their links, without a master, until
+    /// they are detached. Removing what is not there is no error; says whether it was.
+    ///
+    /// # Errors
+    /// See [`RemoveError`].
+    pub fn remove_network(&self, network: &str) -> Result<bool, RemoveError> {
+        let ifname = self.prefix.bridge(network);
+        let mut batch = Batch::default();
+        batch.push(format!("remove bridge {ifname}"), link::delete(&ifname));
+        match self.socket().run(&batch) {
+            Ok(()) => Ok(true),
+            Err(error) if error.errno == Errno::NODEV => Ok(false),
+            Err(source) => Err(RemoveError { network: network.to_owned(), source }),
+        }
+    }
+}
+
+fn create(
+    socket: &mut Socket,
+    ifname: &IfName,
+    config: &NetworkConfig,
+) -> Result<Link, NetlinkError> {
+    let mac = Mac::derive(&format!("bridge/{ifname}"));
+    let mut batch = Batch::default();
+    batch.push(format!("make bridge {ifname}"), link::add_bridge(ifname, mac, config.mtu));
+    batch.push(format!("mark bridge {ifname}"), link::set_alias(ifname, &config.name));
+    socket.run(&batch)?;
+    let missing = || NetlinkError::new(format!("find bridge {ifname} just made"), Errno::NODEV);
+    link::find(socket, ifname)?.ok_or_else(missing)
+}
+
+fn check_ours(bridge: &Link, ifname: &IfName, network: &str) -> Result<(), EnsureError> {
+    let holder = match (bridge.kind.as_deref(), bridge.alias.as_deref()) {
+        (Some("bridge"), None) => return Ok(()),
+        (Some("bridge"), Some(alias)) if alias == network => return Ok(()),
+        (Some("bridge"), Some(alias)) => format!("the bridge of network {alias:?}"),
+        (kind, _) => format!("a link of kind {}", kind.unwrap_or("unknown")),
+    };
+    Err(EnsureError::Taken { network: network.to_owned(), ifname: ifname.clone(), holder })
+}
+
+fn adjust(
+    socket: &mut Socket,
+    bridge: &Link,
+    ifname: &IfName,
+    config: &NetworkConfig,
+) -> Result<(), NetlinkError> {
+    let mut batch = Batch::default();
+    if bridge.alias.is_none() {
+        batch.push(format!("mark bridge {ifname}"), link::set_alias(ifname, &config.name));
+    }
+    let mtu = config.mtu.filter(|mtu| *mtu != bridge.mtu);
+    if !bridge.up || mtu.is_some() {
+        batch.push(format!("bring bridge {ifname} up"), link::set_up(bridge.index, mtu));
+    }
+    socket.run(&batch)
+}
+
+fn adjust_addresses(
+    socket: &mut Socket,
+    ifname: &IfName,
+    config: &NetworkConfig,
+) -> Result<(), NetlinkError> {
+    let Some(bridge) = link::find(socket, ifname)? else {
+        return Err(NetlinkError::new(format!("find bridge {ifname}"), Errno::NODEV));
+    };
+    let wanted: Vec<IpNetwork> = config
+        .gateway4
+        .map(IpNetwork::V4)
+        .into_iter()
+        .chain(config.gateway6.map(IpNetwork::V6))
+        .collect();
+    let present: Vec<IpNetwork> = address::list(socket)?
+        .into_iter()
+        .filter(|(index, address)| *index == bridge.index && !is_link_local(address))
+        .map(|(_, address)| address)
+        .collect();
+    let mut batch = Batch::default();
+    for address in present.iter().filter(|address| !wanted.contains(address)) {
+        batch.push(
+            format!("take address {address} from bridge {ifname}"),
+            address::remove(bridge.index, address),
+        );
+    }
+    for address in wanted.iter().filter(|address| !present.contains(address)) {
+        batch.push(
+            format!("give bridge {ifname} the address {address}"),
+            address::add(bridge.index, address),
+        );
+    }
+    socket.run(&batch)
+}
+
+fn is_link_local(address: &IpNetwork) -> bool {
+    matches!(address, IpNetwork::V6(v6) if v6.ip().is_unicast_link_local())
+}
+
+/// Sets what the kernel must do for `config`; runs inside the daemon's namespace.
+fn settings(ifname: &IfName, config: &NetworkConfig) -> Result<(), EnsureError> {
+    let set = |path: &Path, wanted: &'static str| {
+        write_setting(path, wanted).map_err(|source| EnsureError::Sysctl {
+            network: config.name.clone(),
+            path: path.to_owned(),
+            wanted,
+            source,
+        })
+    };
+    let v4 = Path::new("/proc/sys/net/ipv4");
+    let v6 = Path::new("/proc/sys/net/ipv6");
+    if config.gateway4.is_some() {
+        // Ports published on 127.0.0.1 are rewritten to addresses behind this bridge.
+        set(&v4.join("conf").join(ifname.as_str()).join("route_localnet"), "1")?;
+        if config.outside != Outside::Internal {
+            set(&v4.join("ip_forward"), "1")?;
+        }
+    }
+    if !v6.exists() {
+        return Ok(());
+    }
+    let own = v6.join("conf").join(ifname.as_str());
+    if config.gateway6.is_none() {
+        return set(&own.join("disable_ipv6"), "1");
+    }
+    set(&own.join("disable_ipv6"), "0")?;
+    set(&own.join("accept_ra"), "0")?;
+    if config.outside != Outside::Internal {
+        let forwarding = v6.join("conf/all/forwarding");
+        if read_setting(&forwarding).as_deref() != Some("1") {
+            keep_router_advertisements(&v6.join("conf"));
+            set(&forwarding, "1")?;
+        }
+    }
+    Ok(())
+}
+
+/// Interfaces that take router advertisements while they are hosts go on taking them as routers.
+/// One that cannot be told so is left alone: it is not ours.
+fn keep_router_advertisements(conf: &Path) {
+    let Ok(entries) = std::fs::read_dir(conf) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path().join("accept_ra");
+        if read_setting(&path).as_deref() == Some("1")
+            && let Err(error) = write_setting(&path, "2")
+        {
+            tracing::warn!(path = %path.display(), %error, "router advertisements may stop");
+        }
+    }
+}
+
+fn read_setting(path: &Path) -> Option<String> {
+    std::fs::read_to_string(path).ok().map(|value| value.trim().to_owned())
+}
+
+/// Writes a setting unless it has the value already, so that read-only settings that are right do
+/// no harm. A path that is missing means the kernel lacks the feature, and that is an error.
+fn write_setting(path: &Path, wanted: &str) -> Result<(), std::io::Error> {
+    if read_setting(path).as_deref() == Some(wanted) {
+        return Ok(());
+    }
+    match std::fs::write(path, wanted) {
+        // Never create a file by this name on something that is not procfs.
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(error),
+        outcome => outcome,
+    }
+}

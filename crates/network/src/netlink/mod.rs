@@ -1,0 +1,16 @@
+//! A small synchronous netlink client: one request batch out, all answers in.
+//!
+//! Owns the wire format shared by rtnetlink ([`link`], [`address`]) and nfnetlink
+//! ([`crate::Firewall`]'s hot path). It knows the kernel's messages and nothing of networks,
+//! instances or policy. Sources: `include/uapi/linux/{netlink,rtnetlink,if_link,if_addr}.h` and
+//! <https://docs.kernel.org/userspace-api/netlink/intro.html>.
+
+pub(crate) mod address;
+pub(crate) mod attribute;
+pub(crate) mod link;
+pub(crate) mod message;
+pub(crate) mod socket;
+
+pub(crate) use message::{Batch, Message};
+pub use socket::NetlinkError;
+pub(crate) use socket::Socket;

@@ -1,0 +1,191 @@
+//! The tables as nftables text.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use super::Element;
+use crate::{NetworkConfig, Outside, Prefix};
+
+/// The sets whose members are [`Element`]s of the `inet` table, with their declarations.
+const INET_MAPS: [(&str, &str); 4] = [
+    ("publish4", "inet_proto . inet_service : ipv4_addr . inet_service"),
+    ("publish4_at", "ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service"),
+    ("publish6", "inet_proto . inet_service : ipv6_addr . inet_service"),
+    ("publish6_at", "ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service"),
+];
+
+/// The same of the `bridge` table.
+const BRIDGE_SETS: [(&str, &str); 3] = [
+    ("senders", "ifname . ether_addr"),
+    ("leases4", "ifname . ether_addr . ipv4_addr"),
+    ("leases6", "ifname . ether_addr . ipv6_addr"),
+];
+
+/// Chains of the `inet` table. Priorities are nftables' standard ones.
+const INET_CHAINS: &str = r#"
+	chain raw {
+		type filter hook prerouting priority raw; policy accept;
+		iifname @bridges ip daddr 127.0.0.0/8 drop comment "loopback is routable for published ports only"
+	}
+
+	chain prerouting {
+		type nat hook prerouting priority dstnat; policy accept;
+		fib daddr type local jump publish
+	}
+
+	chain output {
+		type nat hook output priority dstnat; policy accept;
+		ip6 daddr ::1 return comment "the kernel routes nothing from ::1"
+		fib daddr type local jump publish
+	}
+
+	chain publish {
+		ip daddr @gateways4 th dport 53 return comment "names are always answered by the gateway"
+		ip6 daddr @gateways6 th dport 53 return
+		dnat ip to ip daddr . meta l4proto . th dport map @publish4_at
+		dnat ip to meta l4proto . th dport map @publish4
+		dnat ip6 to ip6 daddr . meta l4proto . th dport map @publish6_at
+		dnat ip6 to meta l4proto . th dport map @publish6
+	}
+
+	chain postrouting {
+		type nat hook postrouting priority srcnat; policy accept;
+		iifname @nat oifname != @bridges masquerade
+		oifname @bridges ip saddr 127.0.0.0/8 masquerade comment "published on localhost"
+		iifname . oifname @same ct status dnat masquerade comment "published, used from the same network"
+	}
+
+	chain input {
+		type filter hook input priority filter; policy accept;
+		ct state established,related accept
+		iifname != "lo" ip daddr @gateways4 fib daddr . iif type != local drop
+		iifname != "lo" ip6 daddr @gateways6 fib daddr . iif type != local drop
+		iifname @internal fib daddr type local fib daddr . iif type != local drop
+	}
+
+	chain forward {
+		type filter hook forward priority filter; policy accept;
+		iifname != @bridges oifname != @bridges accept comment "not ours"
+		ct state established,related accept
+		iifname . oifname @same accept
+		iifname . oifname @reach accept
+		iifname @internal drop
+		oifname @internal drop
+		ct status dnat accept comment "published"
+		iifname @bridges oifname @bridges drop comment "isolation"
+		iifname @bridges accept
+		oifname @routed accept
+		drop
+	}
+"#;
+
+/// Chain of the `bridge` table; `PORTS` stands for the pattern of our ports.
+const BRIDGE_CHAINS: &str = r#"
+	chain guard {
+		type filter hook prerouting priority dstnat; policy accept;
+		iifname != "PORTS" accept
+		iifname . ether saddr != @senders drop
+		ether type arp iifname . ether saddr . arp saddr ip != @leases4 drop
+		ether type arp accept
+		ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept
+		ether type ip iifname . ether saddr . ip saddr != @leases4 drop
+		ether type ip accept
+		icmpv6 type nd-router-advert drop
+		ip6 saddr fe80::/10 accept
+		ip6 saddr :: icmpv6 type { nd-neighbor-solicit, nd-router-solicit, mld2-listener-report } accept
+		ether type ip6 iifname . ether saddr . ip6 saddr != @leases6 drop
+		ether type ip6 accept
+		drop
+	}
+"#;
+
+/// The tables without their elements.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Skeleton {
+    table: String,
+    inet_sets: String,
+    bridge_chains: String,
+}
+
+impl Skeleton {
+    pub(super) fn new(prefix: &Prefix, networks: &[NetworkConfig]) -> Self {
+        Self {
+            table: table(prefix),
+            inet_sets: network_sets(prefix, networks),
+            bridge_chains: BRIDGE_CHAINS.replace("PORTS", &prefix.link_pattern()),
+        }
+    }
+
+    pub(super) fn render(&self, elements: &BTreeSet<Element>) -> String {
+        let mut text = String::new();
+        let table = &self.table;
+        for family in ["inet", "bridge"] {
+            // Declaring first makes the deletion succeed whether or not the table exists.
+            let _ = writeln!(text, "table {family} {table} {{ }}\ndelete table {family} {table}");
+        }
+        let _ = writeln!(text, "table inet {table} {{");
+        text.push_str(&self.inet_sets);
+        for (name, types) in INET_MAPS {
+            push_set(&mut text, "map", name, types, &members(elements, name));
+        }
+        text.push_str(INET_CHAINS.trim_start_matches('\n'));
+        let _ = writeln!(text, "}}\ntable bridge {table} {{");
+        for (name, types) in BRIDGE_SETS {
+            push_set(&mut text, "set", name, types, &members(elements, name));
+        }
+        text.push_str(self.bridge_chains.trim_start_matches('\n'));
+        text.push_str("}\n");
+        text
+    }
+}
+
+/// The name of both tables. The suffix keeps a prefix from being a word of nftables' own.
+pub(crate) fn table(prefix: &Prefix) -> String {
+    format!("{prefix}_net")
+}
+
+fn members(elements: &BTreeSet<Element>, set: &str) -> Vec<String> {
+    elements.iter().filter(|element| element.set().1 == set).map(Element::text).collect()
+}
+
+fn network_sets(prefix: &Prefix, networks: &[NetworkConfig]) -> String {
+    let quoted = |name: &str| format!("\"{}\"", prefix.bridge(name));
+    let of = |wanted: Option<Outside>| {
+        let chosen = networks.iter().filter(|n| wanted.is_none_or(|w| n.outside == w));
+        sorted(chosen.map(|network| quoted(&network.name)))
+    };
+    let same = networks.iter().map(|n| format!("{0} . {0}", quoted(&n.name)));
+    let exists = |name: &&String| networks.iter().any(|network| network.name == **name);
+    let reach = networks.iter().flat_map(|network| {
+        let here = quoted(&network.name);
+        network.reaches.iter().filter(exists).flat_map(move |other| {
+            let there = quoted(other);
+            [format!("{here} . {there}"), format!("{there} . {here}")]
+        })
+    });
+    let gateways4 = networks.iter().filter_map(|n| Some(n.gateway4?.ip().to_string()));
+    let gateways6 = networks.iter().filter_map(|n| Some(n.gateway6?.ip().to_string()));
+    let mut text = String::new();
+    push_set(&mut text, "set", "bridges", "ifname", &of(None));
+    push_set(&mut text, "set", "nat", "ifname", &of(Some(Outside::Nat)));
+    push_set(&mut text, "set", "routed", "ifname", &of(Some(Outside::Routed)));
+    push_set(&mut text, "set", "internal", "ifname", &of(Some(Outside::Internal)));
+    push_set(&mut text, "set", "same", "ifname . ifname", &sorted(same));
+    push_set(&mut text, "set", "reach", "ifname . ifname", &sorted(reach));
+    push_set(&mut text, "set", "gateways4", "ipv4_addr", &sorted(gateways4));
+    push_set(&mut text, "set", "gateways6", "ipv6_addr", &sorted(gateways6));
+    text
+}
+
+/// Sorted and without doubles, so that the same networks in another order are the same text.
+fn sorted(members: impl Iterator<Item = String>) -> Vec<String> {
+    members.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+fn push_set(text: &mut String, keyword: &str, name: &str, types: &str, members: &[String]) {
+    let _ = writeln!(text, "\t{keyword} {name} {{\n\t\ttype {types}");
+    if !members.is_empty() {
+        let _ = writeln!(text, "\t\telements = {{ {} }}", members.join(", "));
+    }
+    text.push_str("\t}\n\n");
+}
