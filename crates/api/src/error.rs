@@ -92,6 +92,12 @@ impl Problem {
         }
     }
 
+    /// There is no such thing.
+    #[must_use]
+    pub fn not_found(what: &str, name: &str) -> Self {
+        Self::new(ErrorCode::NotFound, format!("there is no {what} {name:?}"))
+    }
+
     /// Says what to do about it.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

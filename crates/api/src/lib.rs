@@ -10,6 +10,8 @@
 pub mod error;
 pub mod openapi;
 pub mod routes;
+#[cfg(feature = "service")]
+pub mod service;
 pub mod stream;
 pub mod types;
 
