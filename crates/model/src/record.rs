@@ -64,12 +64,11 @@ pub struct InstanceRecord {
     pub spec: InstanceSpec,
     /// The power state asked for.
     pub desired: PowerState,
-    /// Whether the next stop gives no time: signals `SIGKILL` at once.
+    /// Whether a stop gives the program no time to end by itself.
     #[serde(default)]
     pub stop_now: bool,
-    /// Raised to have the program restarted once.
-    #[serde(default)]
-    pub restart_count: u64,
+    /// Number of the run a user wants: raised by a start of what has ended and by a restart.
+    pub run: u64,
     /// Where the record stands.
     pub state: RecordState,
     /// Digest of the image's manifest, once it is known. The image is not collected while a

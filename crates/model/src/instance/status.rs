@@ -76,6 +76,15 @@ pub struct InstanceStatus {
     /// Its health, when checks are asked for.
     #[serde(default)]
     pub health: Option<Health>,
+    /// Number of the run last begun ([`crate::record::InstanceRecord::run`]).
+    #[serde(default)]
+    pub run: u64,
+    /// Whether that run has ended for good: only a user starts it again.
+    #[serde(default)]
+    pub run_over: bool,
+    /// When the program was asked to end.
+    #[serde(default)]
+    pub stopping_since: Option<Timestamp>,
     /// Starts in a row after it ended by itself.
     #[serde(default)]
     pub restarts: u32,
@@ -101,6 +110,9 @@ impl InstanceStatus {
             started_at: None,
             exit: None,
             health: None,
+            run: 0,
+            run_over: false,
+            stopping_since: None,
             restarts: 0,
             restart_at: None,
             message: None,
