@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -19,7 +20,7 @@ use tokio::sync::{broadcast, mpsc};
 
 use crate::{
     Capabilities, Changed, Engine, EngineError, Guest, GuestProcess, GuestProcessInfo, GuestState,
-    GuestStats, Input, Observed, Output, Session, SessionEnd, Target,
+    GuestStats, Input, LogLine, LogRequest, Observed, Output, Session, SessionEnd, Target,
 };
 
 #[derive(Debug)]
@@ -251,6 +252,16 @@ impl Engine for FakeEngine {
                 .await;
         });
         Ok(Session { input, output })
+    }
+
+    async fn logs(
+        &self,
+        _id: InstanceId,
+        _directory: &Path,
+        _request: LogRequest,
+    ) -> Result<mpsc::Receiver<LogLine>, EngineError> {
+        let (_nothing_written, lines) = mpsc::channel(1);
+        Ok(lines)
     }
 
     async fn processes(&self, id: InstanceId) -> Result<Vec<GuestProcessInfo>, EngineError> {

@@ -11,7 +11,10 @@ pub mod conformance;
 mod error;
 pub mod fake;
 mod guest;
+mod log;
 mod session;
+
+use std::path::Path;
 
 use async_trait::async_trait;
 use model::{
@@ -19,10 +22,11 @@ use model::{
     instance::status::Usage,
     instance::{Limits, status::Exit},
 };
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 
 pub use error::EngineError;
 pub use guest::{Guest, GuestDevice, GuestMount, GuestNetwork, GuestProcess, MountKind, Root};
+pub use log::{LogLine, LogRequest, LogStream};
 pub use session::{Input, Output, Session, SessionEnd};
 
 /// How far to bring a guest.
@@ -218,6 +222,18 @@ pub trait Engine: Send + Sync + 'static {
     /// # Errors
     /// When the guest does not run or the program cannot be started.
     async fn exec(&self, id: InstanceId, process: &GuestProcess) -> Result<Session, EngineError>;
+
+    /// What the program wrote, read back; works also when it has ended. Dropping the receiver
+    /// ends it.
+    ///
+    /// # Errors
+    /// When the log cannot be read; nothing written yet is no error.
+    async fn logs(
+        &self,
+        id: InstanceId,
+        directory: &Path,
+        request: LogRequest,
+    ) -> Result<mpsc::Receiver<LogLine>, EngineError>;
 
     /// The processes inside.
     ///
