@@ -43,7 +43,11 @@ impl Driver {
     pub fn open(prefix: Prefix) -> Result<Self, NetlinkError> {
         let netns = netns::current()
             .map_err(|errno| NetlinkError::new("open the current network namespace", errno))?;
-        Ok(Self { prefix, netns, socket: Mutex::new(Socket::route()?) })
+        Ok(Self {
+            prefix,
+            netns,
+            socket: Mutex::new(Socket::route()?),
+        })
     }
 
     /// The prefix of all that this driver makes.
@@ -66,7 +70,9 @@ impl Driver {
             .collect();
         let addresses = address::list(&mut socket)?;
         let routes = address::destinations(&mut socket)?;
-        let used = addresses.into_iter().filter(|(index, _)| !own.contains(index));
+        let used = addresses
+            .into_iter()
+            .filter(|(index, _)| !own.contains(index));
         let routes = routes.into_iter().filter(|(index, _)| !own.contains(index));
         Ok(used.chain(routes).map(|(_, subnet)| subnet).collect())
     }
@@ -76,10 +82,7 @@ impl Driver {
         self.socket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn within<T: Send>(
-        &self,
-        work: impl FnOnce() -> T + Send,
-    ) -> Result<T, rustix::io::Errno> {
+    fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, rustix::io::Errno> {
         netns::within(self.netns.as_fd(), work)
     }
 }

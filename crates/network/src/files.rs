@@ -14,7 +14,11 @@ const NAMESERVERS_MAX: usize = 3;
 #[must_use]
 pub fn resolv_conf(servers: &[IpAddr], search: &[&str]) -> String {
     let mut text = String::new();
-    let search: Vec<&str> = search.iter().copied().filter(|domain| is_name(domain)).collect();
+    let search: Vec<&str> = search
+        .iter()
+        .copied()
+        .filter(|domain| is_name(domain))
+        .collect();
     if !search.is_empty() {
         let _ = writeln!(text, "search {}", search.join(" "));
     }
@@ -55,13 +59,19 @@ pub fn hosts(
 /// `/etc/hostname`; empty if `hostname` is no plain name.
 #[must_use]
 pub fn hostname(hostname: &str) -> String {
-    if is_name(hostname) { format!("{hostname}\n") } else { String::new() }
+    if is_name(hostname) {
+        format!("{hostname}\n")
+    } else {
+        String::new()
+    }
 }
 
 fn is_name(word: &str) -> bool {
     !word.is_empty()
         && word.len() <= 253
-        && word.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+        && word
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
 }
 
 #[cfg(test)]
@@ -76,8 +86,16 @@ mod tests {
             resolv_conf(&gateways, &["berth.internal", "evil\nnameserver 6.6.6.6"]),
             "search berth.internal\nnameserver 10.77.0.1\nnameserver fd00::1\n"
         );
-        let text = hosts("web", Some("berth.internal"), &[address], &[(address, "db\n1.1.1.1 x")]);
-        assert!(text.ends_with("\n10.77.0.2\tweb.berth.internal web\n"), "{text}");
+        let text = hosts(
+            "web",
+            Some("berth.internal"),
+            &[address],
+            &[(address, "db\n1.1.1.1 x")],
+        );
+        assert!(
+            text.ends_with("\n10.77.0.2\tweb.berth.internal web\n"),
+            "{text}"
+        );
         assert_eq!(hostname("web"), "web\n");
         assert_eq!(hostname("web\nroot"), "");
     }

@@ -72,7 +72,12 @@ impl Firewall {
     pub fn open(prefix: Prefix) -> Result<Self, FirewallError> {
         let netns = netns::current()
             .map_err(|errno| NetlinkError::new("open the current network namespace", errno))?;
-        Ok(Self { prefix, netns, socket: Socket::netfilter()?, applied: None })
+        Ok(Self {
+            prefix,
+            netns,
+            socket: Socket::netfilter()?,
+            applied: None,
+        })
     }
 
     /// Makes `rules` the rules in force, atomically: no packet meets a half of them.
@@ -107,7 +112,9 @@ impl Firewall {
 
     /// Tries to get by with a change of elements; `None` if everything must be replaced.
     fn update(&mut self, program: &Program) -> Result<Option<Applied>, FirewallError> {
-        let Some(applied) = &self.applied else { return Ok(None) };
+        let Some(applied) = &self.applied else {
+            return Ok(None);
+        };
         if applied.skeleton != program.skeleton {
             return Ok(None);
         }
@@ -148,7 +155,11 @@ impl Firewall {
             }
             // If nft stopped reading, its complaint says more than the broken pipe.
             let output = child.wait_with_output()?;
-            if output.status.success() { written.map(|()| output) } else { Ok(output) }
+            if output.status.success() {
+                written.map(|()| output)
+            } else {
+                Ok(output)
+            }
         };
         let output = netns::within(self.netns.as_fd(), run)
             .map_err(|errno| NetlinkError::new("enter the daemon's network namespace", errno))?

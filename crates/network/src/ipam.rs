@@ -65,13 +65,18 @@ pub fn next_free(
     after: Option<IpAddr>,
 ) -> Result<IpAddr, IpamError> {
     let pool = Pool::of(subnet);
-    let start = after.and_then(|last| pool.offset(last)).map_or(pool.first, |last| last + 1);
+    let start = after
+        .and_then(|last| pool.offset(last))
+        .map_or(pool.first, |last| last + 1);
     let round = (start..=pool.last).chain(pool.first..start.min(pool.last + 1));
     // One more candidate than there are obstacles always suffices, so this ends soon.
     round
         .map(|offset| pool.address(offset))
         .find(|address| *address != subnet.ip() && !taken.contains(address))
-        .ok_or(IpamError::Full { subnet: *subnet, count: pool.count(subnet) })
+        .ok_or(IpamError::Full {
+            subnet: *subnet,
+            count: pool.count(subnet),
+        })
 }
 
 /// Checks that `address` may be given to an instance of `subnet` and is free.
@@ -88,9 +93,16 @@ pub fn request(
         && address != subnet.network()
         && !matches!(subnet, IpNetwork::V4(v4) if v4.prefix() < 31 && address == v4.broadcast());
     if !usable {
-        return Err(IpamError::Unusable { address, subnet: *subnet });
+        return Err(IpamError::Unusable {
+            address,
+            subnet: *subnet,
+        });
     }
-    if taken.contains(&address) { Err(IpamError::Taken(address)) } else { Ok(address) }
+    if taken.contains(&address) {
+        Err(IpamError::Taken(address))
+    } else {
+        Ok(address)
+    }
 }
 
 /// The first default IPv4 subnet that overlaps nothing in `used`: `10.77.0.0/24`, then further
@@ -105,7 +117,11 @@ pub fn choose_subnet4(used: &[IpNetwork]) -> Result<Ipv4Network, IpamError> {
     ours.chain(more)
         .chain(last)
         .filter_map(|gateway| Ipv4Network::new(gateway, 24).ok())
-        .find(|candidate| !used.iter().any(|used| overlap(&IpNetwork::V4(*candidate), used)))
+        .find(|candidate| {
+            !used
+                .iter()
+                .any(|used| overlap(&IpNetwork::V4(*candidate), used))
+        })
         .ok_or(IpamError::NoSubnet)
 }
 
@@ -124,7 +140,11 @@ pub fn choose_subnet6(seed: &str, used: &[IpNetwork]) -> Result<Ipv6Network, Ipa
             octets[15] = 1;
             Ipv6Network::new(Ipv6Addr::from(octets), 64).ok()
         })
-        .find(|candidate| !used.iter().any(|used| overlap(&IpNetwork::V6(*candidate), used)))
+        .find(|candidate| {
+            !used
+                .iter()
+                .any(|used| overlap(&IpNetwork::V6(*candidate), used))
+        })
         .ok_or(IpamError::NoSubnet)
 }
 
@@ -146,14 +166,20 @@ impl Pool {
     fn of(subnet: &IpNetwork) -> Self {
         let bits = if subnet.is_ipv4() { 32 } else { 128 };
         let host_bits = u32::from(bits - subnet.prefix());
-        let size = 1_u128.checked_shl(host_bits).map_or(u128::MAX, |size| size - 1);
+        let size = 1_u128
+            .checked_shl(host_bits)
+            .map_or(u128::MAX, |size| size - 1);
         // In a /31 or /127 both addresses are hosts (RFC 3021, RFC 6164), as is a /32's only one.
         let (first, last) = match (subnet.is_ipv4(), size) {
             (_, 0 | 1) => (0, size),
             (true, _) => (1, size - 1),
             (false, _) => (1, size),
         };
-        Self { base: subnet.network(), first, last: last.min(POOL_MAX) }
+        Self {
+            base: subnet.network(),
+            first,
+            last: last.min(POOL_MAX),
+        }
     }
 
     fn count(&self, subnet: &IpNetwork) -> u128 {
@@ -252,7 +278,10 @@ mod tests {
         assert_eq!(choose_subnet4(&[]).unwrap().to_string(), "10.77.0.1/24");
         let used = ["10.77.0.128/25".parse().unwrap()];
         assert_eq!(choose_subnet4(&used).unwrap().to_string(), "10.77.1.1/24");
-        assert_eq!(choose_subnet4(&["0.0.0.0/0".parse().unwrap()]), Err(IpamError::NoSubnet));
+        assert_eq!(
+            choose_subnet4(&["0.0.0.0/0".parse().unwrap()]),
+            Err(IpamError::NoSubnet)
+        );
         assert!(choose_subnet6("a", &[]).unwrap().ip().is_unique_local());
     }
 
@@ -263,7 +292,13 @@ mod tests {
         let ask = |address: &str| request(&subnet, &taken, address.parse().unwrap());
         assert!(ask("10.77.0.8").is_ok());
         assert!(matches!(ask("10.77.0.9"), Err(IpamError::Taken(_))));
-        for bad in ["10.77.0.0", "10.77.0.1", "10.77.0.255", "10.78.0.2", "fd00::2"] {
+        for bad in [
+            "10.77.0.0",
+            "10.77.0.1",
+            "10.77.0.255",
+            "10.78.0.2",
+            "fd00::2",
+        ] {
             assert!(matches!(ask(bad), Err(IpamError::Unusable { .. })), "{bad}");
         }
     }

@@ -76,7 +76,13 @@ mod tests {
         let mac = Mac::derive("instance/0");
         assert_eq!(mac.to_string().parse::<Mac>().unwrap(), mac);
         assert_eq!(mac.0[0] & 0b11, 0b10, "locally administered unicast");
-        for bad in ["", "02:00:00:00:00", "02:00:00:00:00:01:02", "01:00:00:00:00:00", "+2:00:00:00:00:01"] {
+        for bad in [
+            "",
+            "02:00:00:00:00",
+            "02:00:00:00:00:01:02",
+            "01:00:00:00:00:00",
+            "+2:00:00:00:00:01",
+        ] {
             assert!(bad.parse::<Mac>().is_err(), "{bad}");
         }
     }

@@ -115,9 +115,15 @@ impl Prefix {
     #[must_use]
     pub fn bridge(&self, network: &str) -> IfName {
         let plain = !network.is_empty()
-            && network.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && network
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
             && self.0.len() + 1 + network.len() <= IFNAME_MAX;
-        if plain { IfName(format!("{}-{network}", self.0)) } else { self.hashed('_', network) }
+        if plain {
+            IfName(format!("{}-{network}", self.0))
+        } else {
+            self.hashed('_', network)
+        }
     }
 
     /// The host end of the attachment known by `key`.
@@ -135,13 +141,15 @@ impl Prefix {
     /// Whether `name` is a bridge this prefix made.
     #[must_use]
     pub fn owns_bridge(&self, name: &str) -> bool {
-        name.strip_prefix(&self.0).is_some_and(|rest| rest.starts_with(['-', '_']))
+        name.strip_prefix(&self.0)
+            .is_some_and(|rest| rest.starts_with(['-', '_']))
     }
 
     /// Whether `name` is the host end of an attachment this prefix made.
     #[must_use]
     pub fn owns_link(&self, name: &str) -> bool {
-        name.strip_prefix(&self.0).is_some_and(|rest| rest.starts_with('.'))
+        name.strip_prefix(&self.0)
+            .is_some_and(|rest| rest.starts_with('.'))
     }
 
     fn hashed(&self, separator: char, key: &str) -> IfName {
@@ -196,9 +204,15 @@ mod tests {
     fn names_fit_carry_the_prefix_and_never_change() {
         let prefix = Prefix::parse("berth").unwrap();
         assert_eq!(prefix.bridge("default").as_str(), "berth-default");
-        assert_eq!(prefix.bridge("a-much-too-long-name").as_str().len(), IFNAME_MAX);
+        assert_eq!(
+            prefix.bridge("a-much-too-long-name").as_str().len(),
+            IFNAME_MAX
+        );
         // Pinned: links made by an older daemon must be found by a newer one.
-        assert_eq!(prefix.link("0190-web/0").as_str(), prefix.link("0190-web/0").as_str());
+        assert_eq!(
+            prefix.link("0190-web/0").as_str(),
+            prefix.link("0190-web/0").as_str()
+        );
         for key in ["", "x", "0190f0a0-1111-7000-8000-000000000000/0"] {
             let link = prefix.link(key);
             assert!(IfName::parse(link.as_str()).is_ok(), "{link}");

@@ -29,8 +29,12 @@ pub(crate) fn within<T: Send>(
             move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
             Ok(work())
         };
-        let builder = std::thread::Builder::new().name("netns".to_owned()).stack_size(256 * 1024);
-        let thread = builder.spawn_scoped(scope, body).map_err(|_| Errno::AGAIN)?;
+        let builder = std::thread::Builder::new()
+            .name("netns".to_owned())
+            .stack_size(256 * 1024);
+        let thread = builder
+            .spawn_scoped(scope, body)
+            .map_err(|_| Errno::AGAIN)?;
         match thread.join() {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),

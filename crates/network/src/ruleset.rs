@@ -173,12 +173,22 @@ pub(crate) fn compile(prefix: &Prefix, rules: &Rules) -> Result<Program, RulesEr
     publish(&rules.published, &mut elements)?;
     for guarded in &rules.guarded {
         let (port, mac) = (guarded.port.clone(), guarded.mac);
-        elements.insert(Element::Sender { port: port.clone(), mac });
+        elements.insert(Element::Sender {
+            port: port.clone(),
+            mac,
+        });
         for address in &guarded.addresses {
-            elements.insert(Element::Lease { port: port.clone(), mac, address: *address });
+            elements.insert(Element::Lease {
+                port: port.clone(),
+                mac,
+                address: *address,
+            });
         }
     }
-    Ok(Program { skeleton: text::Skeleton::new(prefix, &rules.networks), elements })
+    Ok(Program {
+        skeleton: text::Skeleton::new(prefix, &rules.networks),
+        elements,
+    })
 }
 
 /// The nftables text for `rules`, as [`crate::Firewall`] applies it; for people to read.
@@ -197,14 +207,15 @@ pub fn check(rules: &Rules) -> Result<(), RulesError> {
     publish(&rules.published, &mut BTreeSet::new())
 }
 
-fn publish(
-    published: &[Published],
-    elements: &mut BTreeSet<Element>,
-) -> Result<(), RulesError> {
+fn publish(published: &[Published], elements: &mut BTreeSet<Element>) -> Result<(), RulesError> {
     let mut claimed = BTreeMap::new();
     for entry in published {
         let (port, count) = (entry.host_port, entry.count);
-        let last = |first: u16| count.checked_sub(1).and_then(|more| first.checked_add(more));
+        let last = |first: u16| {
+            count
+                .checked_sub(1)
+                .and_then(|more| first.checked_add(more))
+        };
         if port == 0 || entry.target_port == 0 || last(port).and(last(entry.target_port)).is_none()
         {
             return Err(RulesError::PortRange { port, count });
@@ -213,7 +224,11 @@ fn publish(
         if let Some(host) = entry.host
             && host.is_ipv4() != entry.target.is_ipv4()
         {
-            return Err(RulesError::Families { port, host, target: entry.target });
+            return Err(RulesError::Families {
+                port,
+                host,
+                target: entry.target,
+            });
         }
         for offset in 0..count {
             let target = (entry.target, entry.target_port + offset);

@@ -95,7 +95,10 @@ impl Driver {
         let host_ifname = self.host_ifname(attachment.key);
         self.make_pair(attachment, &host_ifname)?;
         match configure_inside(attachment) {
-            Ok(inside_index) => Ok(Attached { host_ifname, inside_index }),
+            Ok(inside_index) => Ok(Attached {
+                host_ifname,
+                inside_index,
+            }),
             Err(source) => {
                 self.delete_quietly(&host_ifname);
                 Err(netlink(source))
@@ -109,7 +112,10 @@ impl Driver {
     /// # Errors
     /// See [`DetachError`].
     pub fn detach(&self, key: &str) -> Result<bool, DetachError> {
-        let failed = |source| DetachError { key: key.to_owned(), source };
+        let failed = |source| DetachError {
+            key: key.to_owned(),
+            source,
+        };
         let ifname = self.host_ifname(key);
         let mut socket = self.socket();
         match link::find(&mut socket, &ifname).map_err(failed)? {
@@ -231,7 +237,10 @@ fn configure_inside(attachment: &Attachment<'_>) -> Result<u32, NetlinkError> {
         let mut batch = Batch::default();
         batch.push("bring loopback up", link::set_up(LOOPBACK, None));
         for address in &attachment.addresses {
-            batch.push(format!("set address {address}"), address::add(inside.index, address));
+            batch.push(
+                format!("set address {address}"),
+                address::add(inside.index, address),
+            );
         }
         for gateway in &attachment.gateways {
             let route = address::add_default_route(inside.index, *gateway);

@@ -77,8 +77,10 @@ impl Driver {
     /// See [`EnsureError`]. A bridge half-made by a crash is completed by the next call.
     pub fn ensure_network(&self, config: &NetworkConfig) -> Result<IfName, EnsureError> {
         let ifname = self.prefix.bridge(&config.name);
-        let netlink =
-            |source| EnsureError::Netlink { network: config.name.clone(), source };
+        let netlink = |source| EnsureError::Netlink {
+            network: config.name.clone(),
+            source,
+        };
         {
             let mut socket = self.socket();
             let bridge = match link::find(&mut socket, &ifname).map_err(netlink)? {
@@ -90,7 +92,10 @@ impl Driver {
         }
         let settings = || settings(&ifname, config);
         self.within(settings).map_err(|errno| {
-            netlink(NetlinkError::new("enter the daemon's network namespace", errno))
+            netlink(NetlinkError::new(
+                "enter the daemon's network namespace",
+                errno,
+            ))
         })??;
         // Disabling and enabling IPv6 drops addresses; they are set after the settings.
         let mut socket = self.socket();
@@ -110,7 +115,10 @@ impl Driver {
         match self.socket().run(&batch) {
             Ok(()) => Ok(true),
             Err(error) if error.errno == Errno::NODEV => Ok(false),
-            Err(source) => Err(RemoveError { network: network.to_owned(), source }),
+            Err(source) => Err(RemoveError {
+                network: network.to_owned(),
+                source,
+            }),
         }
     }
 }
@@ -122,8 +130,14 @@ fn create(
 ) -> Result<Link, NetlinkError> {
     let mac = Mac::derive(&format!("bridge/{ifname}"));
     let mut batch = Batch::default();
-    batch.push(format!("make bridge {ifname}"), link::add_bridge(ifname, mac, config.mtu));
-    batch.push(format!("mark bridge {ifname}"), link::set_alias(ifname, &config.name));
+    batch.push(
+        format!("make bridge {ifname}"),
+        link::add_bridge(ifname, mac, config.mtu),
+    );
+    batch.push(
+        format!("mark bridge {ifname}"),
+        link::set_alias(ifname, &config.name),
+    );
     socket.run(&batch)?;
     let missing = || NetlinkError::new(format!("find bridge {ifname} just made"), Errno::NODEV);
     link::find(socket, ifname)?.ok_or_else(missing)
@@ -136,7 +150,11 @@ fn check_ours(bridge: &Link, ifname: &IfName, network: &str) -> Result<(), Ensur
         (Some("bridge"), Some(alias)) => format!("the bridge of network {alias:?}"),
         (kind, _) => format!("a link of kind {}", kind.unwrap_or("unknown")),
     };
-    Err(EnsureError::Taken { network: network.to_owned(), ifname: ifname.clone(), holder })
+    Err(EnsureError::Taken {
+        network: network.to_owned(),
+        ifname: ifname.clone(),
+        holder,
+    })
 }
 
 fn adjust(
@@ -147,11 +165,17 @@ fn adjust(
 ) -> Result<(), NetlinkError> {
     let mut batch = Batch::default();
     if bridge.alias.is_none() {
-        batch.push(format!("mark bridge {ifname}"), link::set_alias(ifname, &config.name));
+        batch.push(
+            format!("mark bridge {ifname}"),
+            link::set_alias(ifname, &config.name),
+        );
     }
     let mtu = config.mtu.filter(|mtu| *mtu != bridge.mtu);
     if !bridge.up || mtu.is_some() {
-        batch.push(format!("bring bridge {ifname} up"), link::set_up(bridge.index, mtu));
+        batch.push(
+            format!("bring bridge {ifname} up"),
+            link::set_up(bridge.index, mtu),
+        );
     }
     socket.run(&batch)
 }
@@ -162,7 +186,10 @@ fn adjust_addresses(
     config: &NetworkConfig,
 ) -> Result<(), NetlinkError> {
     let Some(bridge) = link::find(socket, ifname)? else {
-        return Err(NetlinkError::new(format!("find bridge {ifname}"), Errno::NODEV));
+        return Err(NetlinkError::new(
+            format!("find bridge {ifname}"),
+            Errno::NODEV,
+        ));
     };
     let wanted: Vec<IpNetwork> = config
         .gateway4
@@ -209,7 +236,10 @@ fn settings(ifname: &IfName, config: &NetworkConfig) -> Result<(), EnsureError> 
     let v6 = Path::new("/proc/sys/net/ipv6");
     if config.gateway4.is_some() {
         // Ports published on 127.0.0.1 are rewritten to addresses behind this bridge.
-        set(&v4.join("conf").join(ifname.as_str()).join("route_localnet"), "1")?;
+        set(
+            &v4.join("conf").join(ifname.as_str()).join("route_localnet"),
+            "1",
+        )?;
         if config.outside != Outside::Internal {
             set(&v4.join("ip_forward"), "1")?;
         }
@@ -236,7 +266,9 @@ fn settings(ifname: &IfName, config: &NetworkConfig) -> Result<(), EnsureError> 
 /// Interfaces that take router advertisements while they are hosts go on taking them as routers.
 /// One that cannot be told so is left alone: it is not ours.
 fn keep_router_advertisements(conf: &Path) {
-    let Ok(entries) = std::fs::read_dir(conf) else { return };
+    let Ok(entries) = std::fs::read_dir(conf) else {
+        return;
+    };
     for entry in entries.flatten() {
         let path = entry.path().join("accept_ra");
         if read_setting(&path).as_deref() == Some("1")
@@ -248,7 +280,9 @@ fn keep_router_advertisements(conf: &Path) {
 }
 
 fn read_setting(path: &Path) -> Option<String> {
-    std::fs::read_to_string(path).ok().map(|value| value.trim().to_owned())
+    std::fs::read_to_string(path)
+        .ok()
+        .map(|value| value.trim().to_owned())
 }
 
 /// Writes a setting unless it has the value already, so that read-only settings that are right do

@@ -69,7 +69,9 @@ impl Driver {
         drop(socket);
         let mut observed = Observed::default();
         for link in &links {
-            let Ok(ifname) = IfName::parse(&link.name) else { continue };
+            let Ok(ifname) = IfName::parse(&link.name) else {
+                continue;
+            };
             if self.is_bridge(link) {
                 let own = addresses.iter().filter(|(index, _)| *index == link.index);
                 observed.networks.push(ObservedNetwork {
@@ -108,7 +110,9 @@ impl Driver {
             let known = |set: &BTreeSet<String>| {
                 link.alias.as_ref().is_some_and(|alias| set.contains(alias))
             };
-            let Ok(ifname) = IfName::parse(&link.name) else { continue };
+            let Ok(ifname) = IfName::parse(&link.name) else {
+                continue;
+            };
             if self.is_attachment(&link) && !known(keys) {
                 swept.links.push(ifname);
             } else if self.is_bridge(&link) && !known(networks) {

@@ -44,9 +44,10 @@ pub(super) fn change(
     let mut batch = Batch::default();
     let edge = |kind| Message::new(kind, 0, &nfgenmsg(0, NFNL_SUBSYS_NFTABLES));
     batch.push_silent("begin a change of packet rules", edge(NFNL_MSG_BATCH_BEGIN));
-    for (kind, verb, elements) in
-        [(NFT_MSG_DELSETELEM, "delete", gone), (NFT_MSG_NEWSETELEM, "add", new)]
-    {
+    for (kind, verb, elements) in [
+        (NFT_MSG_DELSETELEM, "delete", gone),
+        (NFT_MSG_NEWSETELEM, "add", new),
+    ] {
         for chunk in elements.chunk_by(|a, b| a.set().1 == b.set().1) {
             for part in chunk.chunks(PER_MESSAGE) {
                 let (family, set) = part[0].set();
@@ -66,9 +67,15 @@ fn elements_message(
     set: &str,
     elements: &[&Element],
 ) -> Message {
-    let flags = if kind == NFT_MSG_NEWSETELEM { CREATE } else { 0 };
+    let flags = if kind == NFT_MSG_NEWSETELEM {
+        CREATE
+    } else {
+        0
+    };
     let mut message = Message::new(kind, flags, &nfgenmsg(family as u8, 0));
-    message.text(NFTA_SET_ELEM_LIST_TABLE, table).text(NFTA_SET_ELEM_LIST_SET, set);
+    message
+        .text(NFTA_SET_ELEM_LIST_TABLE, table)
+        .text(NFTA_SET_ELEM_LIST_SET, set);
     message.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |list| {
         for element in elements {
             list.nest(NFTA_LIST_ELEM, |entry| {

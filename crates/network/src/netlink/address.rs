@@ -85,9 +85,13 @@ pub(crate) fn list(socket: &mut Socket) -> Result<Vec<(u32, IpNetwork)>, Netlink
     let mut body = [0; IFADDRMSG];
     body[0] = AF_UNSPEC;
     let mut addresses = Vec::new();
-    socket.ask("list addresses", Message::new(RTM_GETADDR, DUMP, &body), |_, body| {
-        addresses.extend(parse_address(body));
-    })?;
+    socket.ask(
+        "list addresses",
+        Message::new(RTM_GETADDR, DUMP, &body),
+        |_, body| {
+            addresses.extend(parse_address(body));
+        },
+    )?;
     Ok(addresses)
 }
 
@@ -108,7 +112,9 @@ pub(crate) fn add_default_route(index: u32, gateway: IpAddr) -> Message {
     body[5] = RTPROT_BOOT;
     body[7] = RTN_UNICAST;
     let mut message = Message::new(RTM_NEWROUTE, CREATE | REPLACE, &body);
-    message.bytes(RTA_GATEWAY, &octets(gateway)).u32(RTA_OIF, index);
+    message
+        .bytes(RTA_GATEWAY, &octets(gateway))
+        .u32(RTA_OIF, index);
     message
 }
 
@@ -117,7 +123,9 @@ pub(crate) fn add_default_route(index: u32, gateway: IpAddr) -> Message {
 pub(crate) fn destinations(socket: &mut Socket) -> Result<Vec<(u32, IpNetwork)>, NetlinkError> {
     let mut found = Vec::new();
     let request = Message::new(RTM_GETROUTE, DUMP, &[0; RTMSG]);
-    socket.ask("list routes", request, |_, body| found.extend(parse_destination(body)))?;
+    socket.ask("list routes", request, |_, body| {
+        found.extend(parse_destination(body))
+    })?;
     Ok(found)
 }
 
@@ -126,7 +134,9 @@ fn parse_destination(body: &[u8]) -> Option<(u32, IpNetwork)> {
         return None;
     }
     let find = |wanted| Attributes(body.get(RTMSG..)?).find(|(kind, _)| *kind == wanted);
-    let index = find(RTA_OIF).and_then(|(_, value)| u32_at(value, 0)).unwrap_or(0);
+    let index = find(RTA_OIF)
+        .and_then(|(_, value)| u32_at(value, 0))
+        .unwrap_or(0);
     let (_, value) = find(RTA_DST)?;
     Some((index, IpNetwork::new(address(value)?, *body.get(1)?).ok()?))
 }

@@ -75,16 +75,19 @@ fn ifinfomsg(index: u32, up: bool) -> [u8; IFINFOMSG] {
 /// discovery must not depend on a querier.
 pub(crate) fn add_bridge(name: &IfName, mac: Mac, mtu: Option<u32>) -> Message {
     let mut message = Message::new(RTM_NEWLINK, CREATE | EXCL, &ifinfomsg(0, true));
-    message.text(IFLA_IFNAME, name.as_str()).bytes(IFLA_ADDRESS, &mac.0);
+    message
+        .text(IFLA_IFNAME, name.as_str())
+        .bytes(IFLA_ADDRESS, &mac.0);
     if let Some(mtu) = mtu {
         message.u32(IFLA_MTU, mtu);
     }
     message.nest(IFLA_LINKINFO, |info| {
-        info.text(IFLA_INFO_KIND, "bridge").nest(IFLA_INFO_DATA, |data| {
-            data.u32(IFLA_BR_FORWARD_DELAY, 0)
-                .u32(IFLA_BR_STP_STATE, 0)
-                .u8(IFLA_BR_MCAST_SNOOPING, 0);
-        });
+        info.text(IFLA_INFO_KIND, "bridge")
+            .nest(IFLA_INFO_DATA, |data| {
+                data.u32(IFLA_BR_FORWARD_DELAY, 0)
+                    .u32(IFLA_BR_STP_STATE, 0)
+                    .u8(IFLA_BR_MCAST_SNOOPING, 0);
+            });
     });
     message
 }
@@ -103,22 +106,25 @@ pub(crate) struct Veth<'a> {
 /// end is a port of the bridge but still down.
 pub(crate) fn add_veth(veth: &Veth<'_>) -> Message {
     let mut message = Message::new(RTM_NEWLINK, CREATE | EXCL, &ifinfomsg(0, false));
-    message.text(IFLA_IFNAME, veth.host.as_str()).u32(IFLA_MASTER, veth.bridge);
+    message
+        .text(IFLA_IFNAME, veth.host.as_str())
+        .u32(IFLA_MASTER, veth.bridge);
     if let Some(mtu) = veth.mtu {
         message.u32(IFLA_MTU, mtu);
     }
     message.nest(IFLA_LINKINFO, |info| {
-        info.text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, |data| {
-            data.nest(VETH_INFO_PEER, |peer| {
-                peer.raw(&ifinfomsg(0, true))
-                    .text(IFLA_IFNAME, veth.inside.as_str())
-                    .bytes(IFLA_ADDRESS, &veth.mac.0)
-                    .bytes(IFLA_NET_NS_FD, &veth.netns.as_raw_fd().to_ne_bytes());
-                if let Some(mtu) = veth.mtu {
-                    peer.u32(IFLA_MTU, mtu);
-                }
+        info.text(IFLA_INFO_KIND, "veth")
+            .nest(IFLA_INFO_DATA, |data| {
+                data.nest(VETH_INFO_PEER, |peer| {
+                    peer.raw(&ifinfomsg(0, true))
+                        .text(IFLA_IFNAME, veth.inside.as_str())
+                        .bytes(IFLA_ADDRESS, &veth.mac.0)
+                        .bytes(IFLA_NET_NS_FD, &veth.netns.as_raw_fd().to_ne_bytes());
+                    if let Some(mtu) = veth.mtu {
+                        peer.u32(IFLA_MTU, mtu);
+                    }
+                });
             });
-        });
     });
     message
 }
@@ -127,12 +133,15 @@ pub(crate) fn add_veth(veth: &Veth<'_>) -> Message {
 /// IPv6 address of its own: it is a port, not an interface of the host.
 pub(crate) fn set_port(host: &IfName, alias: &str, hairpin: bool, isolated: bool) -> Message {
     let mut message = Message::new(RTM_NEWLINK, 0, &ifinfomsg(0, true));
-    message.text(IFLA_IFNAME, host.as_str()).text(IFLA_IFALIAS, alias);
+    message
+        .text(IFLA_IFNAME, host.as_str())
+        .text(IFLA_IFALIAS, alias);
     message.nest(IFLA_LINKINFO, |info| {
-        info.text(IFLA_INFO_SLAVE_KIND, "bridge").nest(IFLA_INFO_SLAVE_DATA, |data| {
-            data.u8(IFLA_BRPORT_MODE, u8::from(hairpin))
-                .u8(IFLA_BRPORT_ISOLATED, u8::from(isolated));
-        });
+        info.text(IFLA_INFO_SLAVE_KIND, "bridge")
+            .nest(IFLA_INFO_SLAVE_DATA, |data| {
+                data.u8(IFLA_BRPORT_MODE, u8::from(hairpin))
+                    .u8(IFLA_BRPORT_ISOLATED, u8::from(isolated));
+            });
     });
     message.nest(IFLA_AF_SPEC, |spec| {
         spec.nest(AF_INET6, |inet6| {
@@ -154,7 +163,9 @@ pub(crate) fn set_up(index: u32, mtu: Option<u32>) -> Message {
 /// Gives a link an alias.
 pub(crate) fn set_alias(name: &IfName, alias: &str) -> Message {
     let mut message = Message::new(RTM_NEWLINK, 0, &ifinfomsg(0, false));
-    message.text(IFLA_IFNAME, name.as_str()).text(IFLA_IFALIAS, alias);
+    message
+        .text(IFLA_IFNAME, name.as_str())
+        .text(IFLA_IFALIAS, alias);
     message
 }
 
@@ -168,9 +179,13 @@ pub(crate) fn delete(name: &IfName) -> Message {
 /// The link called `name`; `None` if there is none.
 pub(crate) fn find(socket: &mut Socket, name: &IfName) -> Result<Option<Link>, NetlinkError> {
     let mut request = Message::new(RTM_GETLINK, 0, &ifinfomsg(0, false));
-    request.u32(IFLA_EXT_MASK, SKIP_STATS).text(IFLA_IFNAME, name.as_str());
+    request
+        .u32(IFLA_EXT_MASK, SKIP_STATS)
+        .text(IFLA_IFNAME, name.as_str());
     let mut found = None;
-    match socket.ask(&format!("look up link {name}"), request, |_, body| found = parse(body)) {
+    match socket.ask(&format!("look up link {name}"), request, |_, body| {
+        found = parse(body)
+    }) {
         Ok(()) => Ok(found),
         Err(error) if error.errno == rustix::io::Errno::NODEV => Ok(None),
         Err(error) => Err(error),

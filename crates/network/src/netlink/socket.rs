@@ -34,7 +34,10 @@ pub struct NetlinkError {
 
 impl NetlinkError {
     pub(crate) fn new(what: impl Into<String>, errno: Errno) -> Self {
-        Self { what: what.into(), errno }
+        Self {
+            what: what.into(),
+            errno,
+        }
     }
 }
 
@@ -72,7 +75,12 @@ impl Socket {
             Ok(fd)
         };
         let fd = open().map_err(|errno| NetlinkError::new("open a netlink socket", errno))?;
-        Ok(Self { fd, buffer: vec![0; RECEIVE], base: 0, next: 0 })
+        Ok(Self {
+            fd,
+            buffer: vec![0; RECEIVE],
+            base: 0,
+            next: 0,
+        })
     }
 
     /// Sends `batch` and waits for every answer.
@@ -83,7 +91,10 @@ impl Socket {
         match self.run_all(batch)?.into_iter().next() {
             None => Ok(()),
             Some((index, errno)) => {
-                let label = batch.labels.get(index).map_or("do something", String::as_str);
+                let label = batch
+                    .labels
+                    .get(index)
+                    .map_or("do something", String::as_str);
                 Err(NetlinkError::new(label, errno))
             }
         }

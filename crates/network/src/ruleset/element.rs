@@ -31,19 +31,33 @@ pub(crate) enum Element {
     /// The one hardware address behind a port.
     Sender { port: IfName, mac: Mac },
     /// An address that may be used behind a port.
-    Lease { port: IfName, mac: Mac, address: IpAddr },
+    Lease {
+        port: IfName,
+        mac: Mac,
+        address: IpAddr,
+    },
 }
 
 impl Element {
     /// The set's family, and its name.
     pub(crate) fn set(&self) -> (Family, &'static str) {
         match self {
-            Self::Publish { host: None, target: IpAddr::V4(_), .. } => (Family::Inet, "publish4"),
+            Self::Publish {
+                host: None,
+                target: IpAddr::V4(_),
+                ..
+            } => (Family::Inet, "publish4"),
             Self::Publish { host: None, .. } => (Family::Inet, "publish6"),
-            Self::Publish { target: IpAddr::V4(_), .. } => (Family::Inet, "publish4_at"),
+            Self::Publish {
+                target: IpAddr::V4(_),
+                ..
+            } => (Family::Inet, "publish4_at"),
             Self::Publish { .. } => (Family::Inet, "publish6_at"),
             Self::Sender { .. } => (Family::Bridge, "senders"),
-            Self::Lease { address: IpAddr::V4(_), .. } => (Family::Bridge, "leases4"),
+            Self::Lease {
+                address: IpAddr::V4(_),
+                ..
+            } => (Family::Bridge, "leases4"),
             Self::Lease { .. } => (Family::Bridge, "leases6"),
         }
     }
@@ -51,7 +65,13 @@ impl Element {
     /// The element as nftables text.
     pub(crate) fn text(&self) -> String {
         match self {
-            Self::Publish { host, transport, port, target, target_port } => {
+            Self::Publish {
+                host,
+                transport,
+                port,
+                target,
+                target_port,
+            } => {
                 let host = host.map_or_else(String::new, |host| format!("{host} . "));
                 let transport = transport.name();
                 format!("{host}{transport} . {port} : {target} . {target_port}")
@@ -65,7 +85,12 @@ impl Element {
     pub(crate) fn key(&self) -> Vec<u8> {
         let mut key = Vec::with_capacity(48);
         match self {
-            Self::Publish { host, transport, port, .. } => {
+            Self::Publish {
+                host,
+                transport,
+                port,
+                ..
+            } => {
                 if let Some(host) = host {
                     push_address(&mut key, *host);
                 }
@@ -83,7 +108,14 @@ impl Element {
 
     /// The value as the kernel stores it; `None` for members of plain sets.
     pub(crate) fn data(&self) -> Option<Vec<u8>> {
-        let Self::Publish { target, target_port, .. } = self else { return None };
+        let Self::Publish {
+            target,
+            target_port,
+            ..
+        } = self
+        else {
+            return None;
+        };
         let mut data = Vec::with_capacity(20);
         push_address(&mut data, *target);
         push(&mut data, &target_port.to_be_bytes());

@@ -8,10 +8,22 @@ use crate::{NetworkConfig, Outside, Prefix};
 
 /// The sets whose members are [`Element`]s of the `inet` table, with their declarations.
 const INET_MAPS: [(&str, &str); 4] = [
-    ("publish4", "inet_proto . inet_service : ipv4_addr . inet_service"),
-    ("publish4_at", "ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service"),
-    ("publish6", "inet_proto . inet_service : ipv6_addr . inet_service"),
-    ("publish6_at", "ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service"),
+    (
+        "publish4",
+        "inet_proto . inet_service : ipv4_addr . inet_service",
+    ),
+    (
+        "publish4_at",
+        "ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service",
+    ),
+    (
+        "publish6",
+        "inet_proto . inet_service : ipv6_addr . inet_service",
+    ),
+    (
+        "publish6_at",
+        "ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service",
+    ),
 ];
 
 /// The same of the `bridge` table.
@@ -121,7 +133,10 @@ impl Skeleton {
         let table = &self.table;
         for family in ["inet", "bridge"] {
             // Declaring first makes the deletion succeed whether or not the table exists.
-            let _ = writeln!(text, "table {family} {table} {{ }}\ndelete table {family} {table}");
+            let _ = writeln!(
+                text,
+                "table {family} {table} {{ }}\ndelete table {family} {table}"
+            );
         }
         let _ = writeln!(text, "table inet {table} {{");
         text.push_str(&self.inet_sets);
@@ -145,35 +160,75 @@ pub(crate) fn table(prefix: &Prefix) -> String {
 }
 
 fn members(elements: &BTreeSet<Element>, set: &str) -> Vec<String> {
-    elements.iter().filter(|element| element.set().1 == set).map(Element::text).collect()
+    elements
+        .iter()
+        .filter(|element| element.set().1 == set)
+        .map(Element::text)
+        .collect()
 }
 
 fn network_sets(prefix: &Prefix, networks: &[NetworkConfig]) -> String {
     let quoted = |name: &str| format!("\"{}\"", prefix.bridge(name));
     let of = |wanted: Option<Outside>| {
-        let chosen = networks.iter().filter(|n| wanted.is_none_or(|w| n.outside == w));
+        let chosen = networks
+            .iter()
+            .filter(|n| wanted.is_none_or(|w| n.outside == w));
         sorted(chosen.map(|network| quoted(&network.name)))
     };
-    let same = networks.iter().map(|n| format!("{0} . {0}", quoted(&n.name)));
+    let same = networks
+        .iter()
+        .map(|n| format!("{0} . {0}", quoted(&n.name)));
     let exists = |name: &&String| networks.iter().any(|network| network.name == **name);
     let reach = networks.iter().flat_map(|network| {
         let here = quoted(&network.name);
-        network.reaches.iter().filter(exists).flat_map(move |other| {
-            let there = quoted(other);
-            [format!("{here} . {there}"), format!("{there} . {here}")]
-        })
+        network
+            .reaches
+            .iter()
+            .filter(exists)
+            .flat_map(move |other| {
+                let there = quoted(other);
+                [format!("{here} . {there}"), format!("{there} . {here}")]
+            })
     });
-    let gateways4 = networks.iter().filter_map(|n| Some(n.gateway4?.ip().to_string()));
-    let gateways6 = networks.iter().filter_map(|n| Some(n.gateway6?.ip().to_string()));
+    let gateways4 = networks
+        .iter()
+        .filter_map(|n| Some(n.gateway4?.ip().to_string()));
+    let gateways6 = networks
+        .iter()
+        .filter_map(|n| Some(n.gateway6?.ip().to_string()));
     let mut text = String::new();
     push_set(&mut text, "set", "bridges", "ifname", &of(None));
     push_set(&mut text, "set", "nat", "ifname", &of(Some(Outside::Nat)));
-    push_set(&mut text, "set", "routed", "ifname", &of(Some(Outside::Routed)));
-    push_set(&mut text, "set", "internal", "ifname", &of(Some(Outside::Internal)));
+    push_set(
+        &mut text,
+        "set",
+        "routed",
+        "ifname",
+        &of(Some(Outside::Routed)),
+    );
+    push_set(
+        &mut text,
+        "set",
+        "internal",
+        "ifname",
+        &of(Some(Outside::Internal)),
+    );
     push_set(&mut text, "set", "same", "ifname . ifname", &sorted(same));
     push_set(&mut text, "set", "reach", "ifname . ifname", &sorted(reach));
-    push_set(&mut text, "set", "gateways4", "ipv4_addr", &sorted(gateways4));
-    push_set(&mut text, "set", "gateways6", "ipv6_addr", &sorted(gateways6));
+    push_set(
+        &mut text,
+        "set",
+        "gateways4",
+        "ipv4_addr",
+        &sorted(gateways4),
+    );
+    push_set(
+        &mut text,
+        "set",
+        "gateways6",
+        "ipv6_addr",
+        &sorted(gateways6),
+    );
     text
 }
 
