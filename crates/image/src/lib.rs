@@ -23,6 +23,7 @@
 //! id-maps them. All of a store is readable by root only, since layers hold setuid programs and devices.
 #![forbid(unsafe_code)]
 
+mod assemble;
 mod commit;
 mod digest;
 mod error;

@@ -325,7 +325,7 @@ mod tests {
         #[test]
         fn display_parses_back_to_the_same_reference(
             registry in prop::option::of("[a-z0-9]{1,9}\\.[a-z]{2,3}(:[1-9][0-9]{1,3})?"),
-            repository in "[a-z0-9]{1,8}((\\.|_|__|-{1,3})[a-z0-9]{1,4}){0,2}(/[a-z0-9]{1,8}){0,3}",
+            repository in "[a-z0-9]{1,8}(/[a-z0-9]{1,8}((\\.|_|__|-{1,3})[a-z0-9]{1,4}){0,2}){0,3}",
             tag in prop::option::of("[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}"),
             digest in prop::option::of("[0-9a-f]{64}"),
         ) {

@@ -29,8 +29,8 @@ use std::{
     sync::Arc,
 };
 
-pub(crate) use blob::BlobWriter;
-pub(crate) use durable::{read_json, write_json};
+pub(crate) use blob::{BlobWriter, SealedBlob};
+pub(crate) use durable::{read_json, write_json, write as write_durable};
 pub use gc::{GcReport, InUse};
 pub use images::{Image, Untagged};
 pub(crate) use images::{ImageLayer, ImageRecord};
