@@ -1,0 +1,440 @@
+//! Networks of this host brought in line with the records: bridges, links, rules and names.
+//!
+//! The kernel's links follow the guests one by one; rules and names are recomputed as a whole
+//! from what is attached, so nothing is ever left over from an earlier state.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    os::fd::AsFd,
+    sync::Arc,
+};
+
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+use model::{
+    InstanceId,
+    instance::Protocol,
+    record::{InstanceRecord, NetworkRecord},
+};
+use network::{
+    Attachment, Driver, Firewall, Guarded, IfName, Mac, NetworkConfig, Outside, Prefix, Published,
+    Rules, Transport,
+};
+
+/// The domain names of instances stand in.
+pub const DOMAIN: &str = "berth.internal";
+
+/// The interface inside.
+const INSIDE: &str = "eth0";
+
+/// Why a network could not be brought in line.
+#[derive(Debug, thiserror::Error)]
+pub enum WiringError {
+    /// A bridge could not be made or removed.
+    #[error("the network {network:?} cannot be {action}")]
+    Network {
+        /// The network.
+        network: String,
+        /// What was being done.
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// An instance could not be attached or detached.
+    #[error("instance {id} cannot be {action}")]
+    Link {
+        /// The instance.
+        id: InstanceId,
+        /// What was being done.
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The packet rules could not be replaced.
+    #[error("the packet rules cannot be brought in line")]
+    Rules(#[source] network::FirewallError),
+    /// The kernel's links could not be listed.
+    #[error("the network links of this host cannot be looked at")]
+    Links(#[from] network::NetlinkError),
+    /// The network of an instance is not there.
+    #[error("there is no network {0:?} any more")]
+    Missing(String),
+}
+
+impl WiringError {
+    /// The error and its causes on one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        crate::error::chain(self)
+    }
+}
+
+/// What one attached instance adds to rules and names.
+#[derive(Debug, Clone)]
+struct Attached {
+    network: String,
+    name: String,
+    guarded: Guarded,
+    published: Vec<Published>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    networks: BTreeMap<String, NetworkRecord>,
+    attached: BTreeMap<InstanceId, Attached>,
+    version: u64,
+}
+
+struct Inner {
+    driver: Driver,
+    state: std::sync::Mutex<State>,
+    /// The rules in force, and the version of the state they were made from.
+    firewall: Arc<tokio::sync::Mutex<(Firewall, u64)>>,
+}
+
+/// Networks of this host. Cheap to clone.
+#[derive(Clone)]
+pub struct Wiring {
+    inner: Arc<Inner>,
+}
+
+impl Wiring {
+    /// Opens the networks of the calling thread's network namespace under `prefix`, the mark of
+    /// everything this daemon makes.
+    ///
+    /// # Errors
+    /// When the kernel's interfaces cannot be opened.
+    pub fn open(prefix: &Prefix) -> Result<Self, WiringError> {
+        let driver = Driver::open(prefix.clone())?;
+        let firewall = Firewall::open(prefix.clone()).map_err(WiringError::Rules)?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                driver,
+                state: std::sync::Mutex::default(),
+                firewall: Arc::new(tokio::sync::Mutex::new((firewall, 0))),
+            }),
+        })
+    }
+
+    /// Subnets the host uses, which new networks have to avoid.
+    ///
+    /// # Errors
+    /// When the kernel's links cannot be listed.
+    pub fn host_subnets(&self) -> Result<Vec<IpNetwork>, WiringError> {
+        Ok(self.inner.driver.host_subnets()?)
+    }
+
+    /// The bridge of a network.
+    #[must_use]
+    pub fn bridge(&self, network: &str) -> IfName {
+        self.inner.driver.prefix().bridge(network)
+    }
+
+    /// Makes, or completes, a network.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn ensure_network(&self, record: &NetworkRecord) -> Result<(), WiringError> {
+        let config = config(record);
+        self.blocking(move |inner| {
+            inner
+                .driver
+                .ensure_network(&config)
+                .map_err(|source| WiringError::Network {
+                    network: config.name.clone(),
+                    action: "made",
+                    source: source.into(),
+                })
+        })
+        .await?;
+        self.change(|state| {
+            state
+                .networks
+                .insert(record.name.to_string(), record.clone());
+        });
+        self.apply().await
+    }
+
+    /// Removes a network that nothing is attached to. Idempotent.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn remove_network(&self, name: &str) -> Result<(), WiringError> {
+        self.change(|state| {
+            state.networks.remove(name);
+        });
+        self.apply().await?;
+        let network = name.to_owned();
+        self.blocking(move |inner| {
+            inner
+                .driver
+                .remove_network(&network)
+                .map(drop)
+                .map_err(|source| WiringError::Network {
+                    network,
+                    action: "removed",
+                    source: source.into(),
+                })
+        })
+        .await
+    }
+
+    /// Takes back what runs, and sweeps away links of instances that do not.
+    pub(crate) async fn adopt(&self, live: &[InstanceRecord]) -> Result<(), WiringError> {
+        self.change(|state| {
+            for record in live {
+                if let Some(attached) = self.attached(state, record) {
+                    state.attached.insert(record.id, attached);
+                }
+            }
+        });
+        let (networks, keys) = {
+            let state = crate::lock(&self.inner.state);
+            let networks: BTreeSet<String> = state.networks.keys().cloned().collect();
+            let keys: BTreeSet<String> = state.attached.keys().map(InstanceId::to_string).collect();
+            (networks, keys)
+        };
+        let swept = self
+            .blocking(move |inner| Ok(inner.driver.sweep(&networks, &keys)?))
+            .await?;
+        if !swept.links.is_empty() || !swept.bridges.is_empty() {
+            tracing::warn!(?swept, "removed network links that no record names");
+        }
+        self.apply().await
+    }
+
+    /// Joins the network namespace of process `pid` to the record's network. Idempotent.
+    pub(crate) async fn attach(
+        &self,
+        record: &InstanceRecord,
+        pid: u32,
+    ) -> Result<(), WiringError> {
+        let Some(lease) = record.lease.clone() else {
+            return Ok(());
+        };
+        let id = record.id;
+        let network = lease.network.to_string();
+        let added = {
+            let mut state = crate::lock(&self.inner.state);
+            let attached = self
+                .attached(&state, record)
+                .ok_or_else(|| WiringError::Missing(network.clone()))?;
+            state.attached.insert(id, attached);
+            state.version += 1;
+            state.networks[&network].clone()
+        };
+        let joined = self
+            .blocking(move |inner| {
+                inner
+                    .join(id, pid, &added, &lease.addresses, Mac(lease.mac))
+                    .map_err(|source| WiringError::Link {
+                        id,
+                        action: "joined to its network",
+                        source,
+                    })
+            })
+            .await;
+        if joined.is_err() {
+            self.change(|state| {
+                state.attached.remove(&id);
+            });
+        }
+        joined?;
+        self.apply().await
+    }
+
+    /// Takes an instance's link, rules and name away. Idempotent.
+    pub(crate) async fn detach(&self, id: InstanceId) -> Result<(), WiringError> {
+        let had = {
+            let mut state = crate::lock(&self.inner.state);
+            state.version += 1;
+            state.attached.remove(&id).is_some()
+        };
+        if !had {
+            return Ok(());
+        }
+        self.blocking(move |inner| {
+            inner
+                .driver
+                .detach(&id.to_string())
+                .map(drop)
+                .map_err(|source| WiringError::Link {
+                    id,
+                    action: "detached",
+                    source: source.into(),
+                })
+        })
+        .await?;
+        self.apply().await
+    }
+
+    /// The host's end of an instance's link.
+    #[must_use]
+    pub fn host_link(&self, id: InstanceId) -> IfName {
+        self.inner.driver.host_ifname(&id.to_string())
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = crate::lock(&self.inner.state);
+        change(&mut state);
+        state.version += 1;
+    }
+
+    /// What `record` adds to rules and names; `None` when it has no network here.
+    fn attached(&self, state: &State, record: &InstanceRecord) -> Option<Attached> {
+        let lease = record.lease.as_ref()?;
+        let network = lease.network.to_string();
+        state.networks.get(&network)?;
+        let guarded = Guarded {
+            port: self.host_link(record.id),
+            mac: Mac(lease.mac),
+            addresses: lease.addresses.clone(),
+        };
+        let published = published(record, &lease.addresses);
+        Some(Attached {
+            network,
+            name: record.name.to_string(),
+            guarded,
+            published,
+        })
+    }
+
+    /// Brings rules and names in line with the state. Calls that wait for one another share one
+    /// change.
+    async fn apply(&self) -> Result<(), WiringError> {
+        let wanted = crate::lock(&self.inner.state).version;
+        let mut firewall = Arc::clone(&self.inner.firewall).lock_owned().await;
+        if firewall.1 >= wanted {
+            return Ok(());
+        }
+        let (rules, version) = {
+            let state = crate::lock(&self.inner.state);
+            (rules(&state), state.version)
+        };
+        self.blocking(move |_| {
+            firewall.0.apply(&rules).map_err(WiringError::Rules)?;
+            firewall.1 = version;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, WiringError> + Send + 'static,
+    ) -> Result<T, WiringError> {
+        let inner = Arc::clone(&self.inner);
+        tokio::task::spawn_blocking(move || work(&inner))
+            .await
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+    }
+}
+
+impl Inner {
+    fn join(
+        &self,
+        id: InstanceId,
+        pid: u32,
+        network: &NetworkRecord,
+        addresses: &[IpAddr],
+        mac: Mac,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let netns = std::fs::File::open(format!("/proc/{pid}/ns/net"))?;
+        let spec = &network.spec;
+        let prefix = |address: &IpAddr| match address {
+            IpAddr::V4(_) => spec.ipv4.map_or(32, |subnet| subnet.prefix()),
+            IpAddr::V6(_) => spec.ipv6.map_or(128, |subnet| subnet.prefix()),
+        };
+        let addresses: Vec<IpNetwork> = addresses
+            .iter()
+            .map(|address| IpNetwork::new(*address, prefix(address)))
+            .collect::<Result<_, _>>()?;
+        let gateways = if network.spec.outside == model::network::Outside::Isolated {
+            Vec::new()
+        } else {
+            gateways(network)
+        };
+        self.driver.attach(&Attachment {
+            key: &id.to_string(),
+            network: network.name.as_str(),
+            netns: netns.as_fd(),
+            ifname: IfName::parse(INSIDE)?,
+            mac,
+            addresses,
+            gateways,
+            mtu: spec.mtu,
+            hairpin: false,
+            isolated: false,
+        })?;
+        Ok(())
+    }
+}
+
+/// The host's own addresses on a network.
+#[must_use]
+pub fn gateways(network: &NetworkRecord) -> Vec<IpAddr> {
+    let spec = &network.spec;
+    let v4 = spec.gateway_v4().map(IpAddr::V4);
+    let v6 = spec.gateway_v6().map(IpAddr::V6);
+    v4.into_iter().chain(v6).collect()
+}
+
+fn config(record: &NetworkRecord) -> NetworkConfig {
+    let spec = &record.spec;
+    let v4 = spec.gateway_v4().zip(spec.ipv4);
+    let v6 = spec.gateway_v6().zip(spec.ipv6);
+    NetworkConfig {
+        name: record.name.to_string(),
+        gateway4: v4.and_then(|(address, net)| Ipv4Network::new(address, net.prefix()).ok()),
+        gateway6: v6.and_then(|(address, net)| Ipv6Network::new(address, net.prefix()).ok()),
+        mtu: spec.mtu,
+        outside: match spec.outside {
+            model::network::Outside::Nat => Outside::Nat,
+            model::network::Outside::Isolated => Outside::Internal,
+        },
+        reaches: Vec::new(),
+    }
+}
+
+/// The published ports of a record: one entry for each address family it can be reached by.
+fn published(record: &InstanceRecord, addresses: &[IpAddr]) -> Vec<Published> {
+    let mut published = Vec::new();
+    for port in &record.spec.ports {
+        let same_family = |target: &&IpAddr| {
+            port.host_address
+                .is_none_or(|host| host.is_ipv4() == target.is_ipv4())
+        };
+        for target in addresses.iter().filter(same_family) {
+            published.push(Published {
+                transport: match port.protocol {
+                    Protocol::Tcp => Transport::Tcp,
+                    Protocol::Udp => Transport::Udp,
+                },
+                host: port.host_address,
+                host_port: port.host_port,
+                count: 1,
+                target: *target,
+                target_port: port.port,
+            });
+        }
+    }
+    published
+}
+
+fn rules(state: &State) -> Rules {
+    Rules {
+        networks: state.networks.values().map(config).collect(),
+        published: state
+            .attached
+            .values()
+            .flat_map(|one| one.published.clone())
+            .collect(),
+        guarded: state
+            .attached
+            .values()
+            .map(|one| one.guarded.clone())
+            .collect(),
+    }
+}
