@@ -16,6 +16,8 @@ mod ensure;
 mod sweep;
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ipnetwork::IpNetwork;
@@ -33,6 +35,11 @@ pub struct Driver {
     prefix: Prefix,
     netns: OwnedFd,
     socket: Mutex<Socket>,
+    /// Whether the kernel speaks IPv6 at all.
+    ipv6: bool,
+    /// Whether bridged packets pass the rules for routed ones (module `br_netfilter`); noted by
+    /// [`Driver::ensure_network`].
+    bridged_filtering: AtomicBool,
 }
 
 impl Driver {
@@ -47,6 +54,8 @@ impl Driver {
             prefix,
             netns,
             socket: Mutex::new(Socket::route()?),
+            ipv6: Path::new("/proc/sys/net/ipv6").exists(),
+            bridged_filtering: AtomicBool::new(false),
         })
     }
 

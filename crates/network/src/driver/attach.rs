@@ -5,6 +5,7 @@
 //! thread ([`crate::netns`]).
 
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
 
@@ -159,10 +160,19 @@ impl Driver {
             mtu: Some(attachment.mtu.unwrap_or(bridge.mtu)),
             bridge: bridge.index,
         };
-        let port = || link::set_port(host_ifname, key, attachment.hairpin, attachment.isolated);
+        // Where bridged packets pass the rules for routed ones, a port published by the instance
+        // that asks for it is rewritten on the bridge, and must go back the way it came.
+        let port = link::Port {
+            hairpin: attachment.hairpin || self.bridged_filtering.load(Ordering::Relaxed),
+            isolated: attachment.isolated,
+            ipv6: self.ipv6,
+        };
         let mut batch = Batch::default();
         batch.push(format!("make link {host_ifname}"), link::add_veth(&veth));
-        batch.push(format!("configure link {host_ifname}"), port());
+        batch.push(
+            format!("configure link {host_ifname}"),
+            link::set_port(host_ifname, key, port),
+        );
         for attempt in 0.. {
             match first_failure(&mut socket, &batch).map_err(netlink)? {
                 None => return Ok(()),
@@ -236,6 +246,10 @@ fn configure_inside(attachment: &Attachment<'_>) -> Result<u32, NetlinkError> {
         let inside = link::find(&mut socket, ifname)?.ok_or_else(missing)?;
         let mut batch = Batch::default();
         batch.push("bring loopback up", link::set_up(LOOPBACK, None));
+        batch.push(
+            format!("bring {ifname} up inside"),
+            link::set_up(inside.index, None),
+        );
         for address in &attachment.addresses {
             batch.push(
                 format!("set address {address}"),

@@ -1,7 +1,9 @@
 //! Bringing a network's bridge into the wanted state, and removing it.
 
 use std::io::ErrorKind;
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use ipnetwork::IpNetwork;
 use rustix::io::Errno;
@@ -85,18 +87,19 @@ impl Driver {
             let mut socket = self.socket();
             let bridge = match link::find(&mut socket, &ifname).map_err(netlink)? {
                 Some(bridge) => bridge,
-                None => create(&mut socket, &ifname, config).map_err(netlink)?,
+                None => create(&mut socket, &ifname, config, self.ipv6).map_err(netlink)?,
             };
             check_ours(&bridge, &ifname, &config.name)?;
-            adjust(&mut socket, &bridge, &ifname, config).map_err(netlink)?;
+            adjust(&mut socket, &bridge, &ifname, config, self.ipv6).map_err(netlink)?;
         }
         let settings = || settings(&ifname, config);
-        self.within(settings).map_err(|errno| {
+        let filtering = self.within(settings).map_err(|errno| {
             netlink(NetlinkError::new(
                 "enter the daemon's network namespace",
                 errno,
             ))
         })??;
+        self.bridged_filtering.store(filtering, Ordering::Relaxed);
         // Disabling and enabling IPv6 drops addresses; they are set after the settings.
         let mut socket = self.socket();
         adjust_addresses(&mut socket, &ifname, config).map_err(netlink)?;
@@ -127,6 +130,7 @@ fn create(
     socket: &mut Socket,
     ifname: &IfName,
     config: &NetworkConfig,
+    ipv6: bool,
 ) -> Result<Link, NetlinkError> {
     let mac = Mac::derive(&format!("bridge/{ifname}"));
     let mut batch = Batch::default();
@@ -136,7 +140,7 @@ fn create(
     );
     batch.push(
         format!("mark bridge {ifname}"),
-        link::set_alias(ifname, &config.name),
+        link::set_bridge(ifname, &config.name, ipv6),
     );
     socket.run(&batch)?;
     let missing = || NetlinkError::new(format!("find bridge {ifname} just made"), Errno::NODEV);
@@ -162,12 +166,13 @@ fn adjust(
     bridge: &Link,
     ifname: &IfName,
     config: &NetworkConfig,
+    ipv6: bool,
 ) -> Result<(), NetlinkError> {
     let mut batch = Batch::default();
     if bridge.alias.is_none() {
         batch.push(
             format!("mark bridge {ifname}"),
-            link::set_alias(ifname, &config.name),
+            link::set_bridge(ifname, &config.name, ipv6),
         );
     }
     let mtu = config.mtu.filter(|mtu| *mtu != bridge.mtu);
@@ -196,14 +201,18 @@ fn adjust_addresses(
         .map(IpNetwork::V4)
         .into_iter()
         .chain(config.gateway6.map(IpNetwork::V6))
+        .chain(config.gateway6.and_then(|_| link_local()))
         .collect();
     let present: Vec<IpNetwork> = address::list(socket)?
         .into_iter()
-        .filter(|(index, address)| *index == bridge.index && !is_link_local(address))
+        .filter(|(index, _)| *index == bridge.index)
         .map(|(_, address)| address)
         .collect();
     let mut batch = Batch::default();
-    for address in present.iter().filter(|address| !wanted.contains(address)) {
+    for address in present
+        .iter()
+        .filter(|a| !wanted.contains(a) && !is_link_local(a))
+    {
         batch.push(
             format!("take address {address} from bridge {ifname}"),
             address::remove(bridge.index, address),
@@ -218,49 +227,70 @@ fn adjust_addresses(
     socket.run(&batch)
 }
 
+/// Every bridge's own link-local address: without one, the kernel asks for no neighbours when it
+/// forwards IPv6.
+fn link_local() -> Option<IpNetwork> {
+    let address = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+    IpNetwork::new(address.into(), 64).ok()
+}
+
 fn is_link_local(address: &IpNetwork) -> bool {
     matches!(address, IpNetwork::V6(v6) if v6.ip().is_unicast_link_local())
 }
 
-/// Sets what the kernel must do for `config`; runs inside the daemon's namespace.
-fn settings(ifname: &IfName, config: &NetworkConfig) -> Result<(), EnsureError> {
-    let set = |path: &Path, wanted: &'static str| {
-        write_setting(path, wanted).map_err(|source| EnsureError::Sysctl {
-            network: config.name.clone(),
-            path: path.to_owned(),
-            wanted,
-            source,
-        })
-    };
-    let v4 = Path::new("/proc/sys/net/ipv4");
-    let v6 = Path::new("/proc/sys/net/ipv6");
-    if config.gateway4.is_some() {
-        // Ports published on 127.0.0.1 are rewritten to addresses behind this bridge.
-        set(
-            &v4.join("conf").join(ifname.as_str()).join("route_localnet"),
-            "1",
-        )?;
-        if config.outside != Outside::Internal {
-            set(&v4.join("ip_forward"), "1")?;
-        }
+/// Sets what the kernel must do for `config`; runs inside the daemon's namespace. Says whether
+/// bridged packets pass the rules for routed ones.
+fn settings(ifname: &IfName, config: &NetworkConfig) -> Result<bool, EnsureError> {
+    settings4(ifname, config)?;
+    settings6(ifname, config)?;
+    let filtering = ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"]
+        .map(|name| read_setting(&Path::new("/proc/sys/net/bridge").join(name)));
+    Ok(filtering.iter().flatten().any(|value| value == "1"))
+}
+
+fn set(config: &NetworkConfig, path: &Path, wanted: &'static str) -> Result<(), EnsureError> {
+    write_setting(path, wanted).map_err(|source| EnsureError::Sysctl {
+        network: config.name.clone(),
+        path: path.to_owned(),
+        wanted,
+        source,
+    })
+}
+
+fn settings4(ifname: &IfName, config: &NetworkConfig) -> Result<(), EnsureError> {
+    if config.gateway4.is_none() {
+        return Ok(());
     }
+    let v4 = Path::new("/proc/sys/net/ipv4");
+    // Ports published on 127.0.0.1 are rewritten to addresses behind this bridge.
+    set(
+        config,
+        &v4.join("conf").join(ifname.as_str()).join("route_localnet"),
+        "1",
+    )?;
+    match config.outside {
+        Outside::Internal => Ok(()),
+        Outside::Nat | Outside::Routed => set(config, &v4.join("ip_forward"), "1"),
+    }
+}
+
+fn settings6(ifname: &IfName, config: &NetworkConfig) -> Result<(), EnsureError> {
+    let v6 = Path::new("/proc/sys/net/ipv6");
     if !v6.exists() {
         return Ok(());
     }
     let own = v6.join("conf").join(ifname.as_str());
     if config.gateway6.is_none() {
-        return set(&own.join("disable_ipv6"), "1");
+        return set(config, &own.join("disable_ipv6"), "1");
     }
-    set(&own.join("disable_ipv6"), "0")?;
-    set(&own.join("accept_ra"), "0")?;
-    if config.outside != Outside::Internal {
-        let forwarding = v6.join("conf/all/forwarding");
-        if read_setting(&forwarding).as_deref() != Some("1") {
-            keep_router_advertisements(&v6.join("conf"));
-            set(&forwarding, "1")?;
-        }
+    set(config, &own.join("disable_ipv6"), "0")?;
+    set(config, &own.join("accept_ra"), "0")?;
+    let forwarding = v6.join("conf/all/forwarding");
+    if config.outside == Outside::Internal || read_setting(&forwarding).as_deref() == Some("1") {
+        return Ok(());
     }
-    Ok(())
+    keep_router_advertisements(&v6.join("conf"));
+    set(config, &forwarding, "1")
 }
 
 /// Interfaces that take router advertisements while they are hosts go on taking them as routers.

@@ -71,10 +71,10 @@ fn ifinfomsg(index: u32, up: bool) -> [u8; IFINFOMSG] {
     body
 }
 
-/// Makes a bridge, up, without spanning tree or its delay. Multicast is flooded: neighbour
+/// Makes a bridge, down, without spanning tree or its delay. Multicast is flooded: neighbour
 /// discovery must not depend on a querier.
 pub(crate) fn add_bridge(name: &IfName, mac: Mac, mtu: Option<u32>) -> Message {
-    let mut message = Message::new(RTM_NEWLINK, CREATE | EXCL, &ifinfomsg(0, true));
+    let mut message = Message::new(RTM_NEWLINK, CREATE | EXCL, &ifinfomsg(0, false));
     message
         .text(IFLA_IFNAME, name.as_str())
         .bytes(IFLA_ADDRESS, &mac.0);
@@ -102,8 +102,8 @@ pub(crate) struct Veth<'a> {
     pub(crate) bridge: u32,
 }
 
-/// Makes a veth pair whose far end is born in its namespace, named, addressed and up; the host
-/// end is a port of the bridge but still down.
+/// Makes a veth pair whose far end is born in its namespace, named and with its hardware address;
+/// the host end is a port of the bridge. Both are still down.
 pub(crate) fn add_veth(veth: &Veth<'_>) -> Message {
     let mut message = Message::new(RTM_NEWLINK, CREATE | EXCL, &ifinfomsg(0, false));
     message
@@ -116,7 +116,8 @@ pub(crate) fn add_veth(veth: &Veth<'_>) -> Message {
         info.text(IFLA_INFO_KIND, "veth")
             .nest(IFLA_INFO_DATA, |data| {
                 data.nest(VETH_INFO_PEER, |peer| {
-                    peer.raw(&ifinfomsg(0, true))
+                    // Not up yet: the kernel refuses that before both ends exist.
+                    peer.raw(&ifinfomsg(0, false))
                         .text(IFLA_IFNAME, veth.inside.as_str())
                         .bytes(IFLA_ADDRESS, &veth.mac.0)
                         .bytes(IFLA_NET_NS_FD, &veth.netns.as_raw_fd().to_ne_bytes());
@@ -129,9 +130,18 @@ pub(crate) fn add_veth(veth: &Veth<'_>) -> Message {
     message
 }
 
+/// How the bridge treats a port.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Port {
+    pub(crate) hairpin: bool,
+    pub(crate) isolated: bool,
+    /// Whether the kernel speaks IPv6.
+    pub(crate) ipv6: bool,
+}
+
 /// Marks the host end with its key, sets how the bridge treats it, and brings it up. It gets no
 /// IPv6 address of its own: it is a port, not an interface of the host.
-pub(crate) fn set_port(host: &IfName, alias: &str, hairpin: bool, isolated: bool) -> Message {
+pub(crate) fn set_port(host: &IfName, alias: &str, port: Port) -> Message {
     let mut message = Message::new(RTM_NEWLINK, 0, &ifinfomsg(0, true));
     message
         .text(IFLA_IFNAME, host.as_str())
@@ -139,16 +149,23 @@ pub(crate) fn set_port(host: &IfName, alias: &str, hairpin: bool, isolated: bool
     message.nest(IFLA_LINKINFO, |info| {
         info.text(IFLA_INFO_SLAVE_KIND, "bridge")
             .nest(IFLA_INFO_SLAVE_DATA, |data| {
-                data.u8(IFLA_BRPORT_MODE, u8::from(hairpin))
-                    .u8(IFLA_BRPORT_ISOLATED, u8::from(isolated));
+                data.u8(IFLA_BRPORT_MODE, u8::from(port.hairpin))
+                    .u8(IFLA_BRPORT_ISOLATED, u8::from(port.isolated));
             });
     });
+    if port.ipv6 {
+        no_generated_address(&mut message);
+    }
+    message
+}
+
+/// Keeps the kernel from giving the link a link-local address by itself.
+fn no_generated_address(message: &mut Message) {
     message.nest(IFLA_AF_SPEC, |spec| {
         spec.nest(AF_INET6, |inet6| {
             inet6.u8(IFLA_INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_NONE);
         });
     });
-    message
 }
 
 /// Brings the link up, and sets its MTU if given.
@@ -160,12 +177,16 @@ pub(crate) fn set_up(index: u32, mtu: Option<u32>) -> Message {
     message
 }
 
-/// Gives a link an alias.
-pub(crate) fn set_alias(name: &IfName, alias: &str) -> Message {
+/// Marks a bridge with its network. It gets no link-local address by itself either: such a one
+/// is unusable for its first second, and with it the bridge for IPv6.
+pub(crate) fn set_bridge(name: &IfName, alias: &str, ipv6: bool) -> Message {
     let mut message = Message::new(RTM_NEWLINK, 0, &ifinfomsg(0, false));
     message
         .text(IFLA_IFNAME, name.as_str())
         .text(IFLA_IFALIAS, alias);
+    if ipv6 {
+        no_generated_address(&mut message);
+    }
     message
 }
 

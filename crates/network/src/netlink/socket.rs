@@ -103,6 +103,9 @@ impl Socket {
     /// Sends `batch`, waits for every answer, and gives the failures by index.
     pub(crate) fn run_all(&mut self, batch: &Batch) -> Result<Vec<(usize, Errno)>, NetlinkError> {
         let mut failures = Vec::new();
+        if batch.labels.is_empty() {
+            return Ok(failures);
+        }
         self.send(batch)?;
         let mut missing = batch.answers;
         while missing > 0 {

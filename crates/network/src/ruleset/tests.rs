@@ -1,1 +1,94 @@
+use super::*;
+use crate::Outside;
 
+fn sample() -> Rules {
+    let network = |name: &str, number: u8, outside, reaches: &[&str]| NetworkConfig {
+        name: name.to_owned(),
+        gateway4: Some(format!("10.77.{number}.1/24").parse().unwrap()),
+        gateway6: Some(format!("fd77:{number}::1/64").parse().unwrap()),
+        mtu: None,
+        outside,
+        reaches: reaches.iter().map(|name| (*name).to_owned()).collect(),
+    };
+    let target: IpAddr = "10.77.0.2".parse().unwrap();
+    let published = |host: Option<&str>, host_port, count, target| Published {
+        transport: Transport::Tcp,
+        host: host.map(|host| host.parse().unwrap()),
+        host_port,
+        count,
+        target,
+        target_port: 80,
+    };
+    Rules {
+        networks: vec![
+            network("default", 0, Outside::Nat, &["dmz"]),
+            network("dmz", 1, Outside::Routed, &[]),
+            network("inner", 2, Outside::Internal, &[]),
+        ],
+        published: vec![
+            published(None, 8080, 2, target),
+            published(Some("192.0.2.1"), 8080, 1, target),
+            published(None, 8080, 1, "fd77::2".parse().unwrap()),
+        ],
+        guarded: vec![Guarded {
+            port: Prefix::parse("lab").unwrap().link("web"),
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            addresses: vec![target, "fd77::2".parse().unwrap()],
+        }],
+    }
+}
+
+/// The text is compared with the file; `UPDATE_SNAPSHOTS=1` writes it anew, to be read in review.
+#[test]
+fn the_text_is_as_reviewed() {
+    let text = render(&Prefix::parse("lab").unwrap(), &sample()).unwrap();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/ruleset/snapshot.nft");
+    if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+        std::fs::write(path, &text).unwrap();
+    }
+    assert_eq!(text, std::fs::read_to_string(path).unwrap());
+}
+
+#[test]
+fn order_and_repetition_do_not_matter() {
+    let prefix = Prefix::parse("lab").unwrap();
+    let (rules, mut other) = (sample(), sample());
+    other.networks.reverse();
+    other.published.reverse();
+    other.published.extend(rules.published.clone());
+    assert_eq!(
+        compile(&prefix, &rules).unwrap(),
+        compile(&prefix, &other).unwrap()
+    );
+    other.networks.pop();
+    let fewer = compile(&prefix, &other).unwrap();
+    assert_ne!(fewer.skeleton, compile(&prefix, &rules).unwrap().skeleton);
+}
+
+#[test]
+fn ranges_that_end_nowhere_and_mixed_families_are_refused() {
+    let with = |change: fn(&mut Published)| {
+        let mut rules = sample();
+        change(&mut rules.published[0]);
+        check(&rules)
+    };
+    assert_eq!(with(|_| ()), Ok(()));
+    assert!(matches!(
+        with(|p| p.count = 0),
+        Err(RulesError::PortRange { .. })
+    ));
+    assert!(matches!(
+        with(|p| p.host_port = 65535),
+        Err(RulesError::PortRange { .. })
+    ));
+    assert!(matches!(
+        with(|p| p.target_port = 65535),
+        Err(RulesError::PortRange { .. })
+    ));
+    assert!(matches!(
+        with(|p| p.host_port = 0),
+        Err(RulesError::PortRange { .. })
+    ));
+    let mixed = with(|p| p.host = Some("::1".parse().unwrap()));
+    assert!(matches!(mixed, Err(RulesError::Families { .. })));
+}

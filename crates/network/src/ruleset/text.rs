@@ -46,7 +46,7 @@ const INET_CHAINS: &str = r#"
 	}
 
 	chain output {
-		type nat hook output priority dstnat; policy accept;
+		type nat hook output priority -100; policy accept;
 		ip6 daddr ::1 return comment "the kernel routes nothing from ::1"
 		fib daddr type local jump publish
 	}
@@ -64,7 +64,8 @@ const INET_CHAINS: &str = r#"
 		type nat hook postrouting priority srcnat; policy accept;
 		iifname @nat oifname != @bridges masquerade
 		oifname @bridges ip saddr 127.0.0.0/8 masquerade comment "published on localhost"
-		iifname . oifname @same ct status dnat masquerade comment "published, used from the same network"
+		oifname . ip saddr @subnets4 ct status dnat masquerade comment "published, used from the same network"
+		oifname . ip6 saddr @subnets6 ct status dnat masquerade
 	}
 
 	chain input {
@@ -196,6 +197,24 @@ fn network_sets(prefix: &Prefix, networks: &[NetworkConfig]) -> String {
     let gateways6 = networks
         .iter()
         .filter_map(|n| Some(n.gateway6?.ip().to_string()));
+    let subnets4 = networks.iter().filter_map(|n| {
+        let subnet = n.gateway4?;
+        Some(format!(
+            "{} . {}/{}",
+            quoted(&n.name),
+            subnet.network(),
+            subnet.prefix()
+        ))
+    });
+    let subnets6 = networks.iter().filter_map(|n| {
+        let subnet = n.gateway6?;
+        Some(format!(
+            "{} . {}/{}",
+            quoted(&n.name),
+            subnet.network(),
+            subnet.prefix()
+        ))
+    });
     let mut text = String::new();
     push_set(&mut text, "set", "bridges", "ifname", &of(None));
     push_set(&mut text, "set", "nat", "ifname", &of(Some(Outside::Nat)));
@@ -228,6 +247,21 @@ fn network_sets(prefix: &Prefix, networks: &[NetworkConfig]) -> String {
         "gateways6",
         "ipv6_addr",
         &sorted(gateways6),
+    );
+    // By subnet and not by incoming interface: the kernel knows none for bridged packets.
+    push_set(
+        &mut text,
+        "set",
+        "subnets4",
+        "ifname . ipv4_addr; flags interval",
+        &sorted(subnets4),
+    );
+    push_set(
+        &mut text,
+        "set",
+        "subnets6",
+        "ifname . ipv6_addr; flags interval",
+        &sorted(subnets6),
     );
     text
 }
