@@ -18,6 +18,8 @@ pub mod dns;
 mod driver;
 pub mod files;
 mod firewall;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod ipam;
 mod mac;
 mod name;

@@ -90,7 +90,7 @@ impl Zone {
 
     /// Answers `query` if it is about a name or address of this network; `subnets` says which
     /// addresses are.
-    pub(super) fn answer(&self, query: &Query, subnets: &[IpNetwork]) -> Option<Vec<u8>> {
+    pub(crate) fn answer(&self, query: &Query, subnets: &[IpNetwork]) -> Option<Vec<u8>> {
         if query.class != IN {
             return Some(query.error(Code::Refused));
         }
