@@ -25,6 +25,9 @@ use crate::step::{AnyStep, StepError};
 /// A test that hangs should say where. Nothing is asserted about how long anything takes.
 const HANG: Duration = Duration::from_secs(60);
 
+/// More restarts and retries than any case plans: an operation that needs more never ends.
+const MOST_LIVES: usize = 8;
+
 /// An operation to be proven, with the world its steps change. The world outlives crashes; the
 /// store's content does as far as it was durable.
 pub trait Scenario: Send + Sync {
@@ -436,7 +439,10 @@ async fn run<S: Scenario>(
         let _ = engine_now.launch(id).await;
     }
 
+    let mut lives = 0;
     let operation = loop {
+        lives += 1;
+        assert!(lives <= MOST_LIVES, "{case}: still not at its end: {:?}", engine_now.get(id).await);
         match tokio::time::timeout(HANG, settle(&engine_now, &memory, id)).await {
             Ok(Some(operation)) if !retry(&engine_now, &memory, &operation, policy).await => {
                 break operation;
