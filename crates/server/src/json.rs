@@ -12,6 +12,11 @@ use serde::de::DeserializeOwned;
 /// field when it is not what the route takes.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     let bytes = if bytes.is_empty() { b"{}" } else { bytes };
+    // serde would take an array for a struct's fields in order.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        let detail = "the body must be a JSON object, not an array";
+        return Err(Problem::new(ErrorCode::Invalid, detail));
+    }
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string();
@@ -101,7 +106,7 @@ mod tests {
     #[test]
     fn an_unknown_field_is_named_with_its_like() {
         let (detail, field, message) = refused(r#"{"spec":{"image":"x","memry":"1G"}}"#);
-        assert!(detail.contains("line 1 column 31"), "{detail}");
+        assert!(detail.contains("line 1 column 28"), "{detail}");
         assert_eq!(field, "spec.memry");
         assert_eq!(message, "there is no such field; did you mean \"memory\"?");
         let (_, field, message) = refused(r#"{"zzz":1}"#);
@@ -121,8 +126,10 @@ mod tests {
         );
         let (_, field, message) = refused("{}");
         assert_eq!((&*field, &*message), ("spec", "is missing"));
-        let (_, field, _) = refused("[1");
+        let (_, field, _) = refused("7");
         assert_eq!(field, "(body)");
+        let (detail, ..) = refused(r#"["web", null, {}]"#);
+        assert!(detail.contains("not an array"), "{detail}");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The server over real Unix sockets: what callers see, good and bad.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::{

@@ -1,5 +1,7 @@
 //! TCP: TLS, tokens, scopes, and what guessing costs.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use api::{ErrorCode, Problem};

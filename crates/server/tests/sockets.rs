@@ -1,5 +1,7 @@
 //! Attach and exec over real WebSockets.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::time::Duration;
