@@ -1,0 +1,194 @@
+//! Capabilities: names to sets, and the switch of a process to its user and rights.
+//!
+//! Order matters and is that of capabilities(7): bounding set first (needs CAP_SETPCAP), then ids with
+//! the permitted set kept, then the three sets, then the ambient one.
+
+use rustix::fs::{Gid, Uid};
+use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use crate::error::{Context, Failure, Step};
+use crate::spec::{Capabilities, User};
+use crate::sys;
+
+/// Names in the order of their numbers (linux/capability.h).
+const NAMES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+/// Every name, as `CAP_…`, for `features`.
+pub(crate) fn names() -> impl Iterator<Item = String> {
+    NAMES.iter().map(|name| format!("CAP_{name}"))
+}
+
+/// The five sets as bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sets {
+    pub bounding: u64,
+    pub effective: u64,
+    pub inheritable: u64,
+    pub permitted: u64,
+    pub ambient: u64,
+}
+
+/// Turns names into bits. Names this kernel generation does not know are returned: the specification
+/// wants them reported and otherwise ignored.
+pub(crate) fn parse(capabilities: &Capabilities) -> (Sets, Vec<String>) {
+    let mut unknown = Vec::new();
+    let mut bits = |list: &[String]| {
+        list.iter().fold(0, |bits, name| match number(name) {
+            Some(number) => bits | 1u64 << number,
+            None => {
+                unknown.push(name.clone());
+                bits
+            }
+        })
+    };
+    let sets = Sets {
+        bounding: bits(&capabilities.bounding),
+        effective: bits(&capabilities.effective),
+        inheritable: bits(&capabilities.inheritable),
+        permitted: bits(&capabilities.permitted),
+        ambient: bits(&capabilities.ambient),
+    };
+    unknown.sort();
+    unknown.dedup();
+    (sets, unknown)
+}
+
+fn number(name: &str) -> Option<usize> {
+    let short = name
+        .get(..4)
+        .filter(|head| head.eq_ignore_ascii_case("CAP_"))
+        .map(|_| &name[4..])?;
+    NAMES
+        .iter()
+        .position(|known| short.eq_ignore_ascii_case(known))
+}
+
+/// Gives up everything outside `sets` and becomes `user`. What cannot be granted because the caller
+/// does not have it is left out, as the specification asks.
+pub(crate) fn become_user(user: &User, sets: &Sets) -> Step<()> {
+    let have = rustix::thread::capabilities(None)
+        .ctx("cannot read the capabilities")?
+        .permitted
+        .bits();
+    drop_bounding(sets.bounding)?;
+    // Makes the kernel keep the permitted set across the change of ids.
+    sys::prctl(libc::PR_SET_KEEPCAPS, 1, 0).ctx("cannot keep capabilities across setuid")?;
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    let groups: Vec<Gid> = user
+        .additional_gids
+        .iter()
+        .map(|gid| Gid::from_raw(*gid))
+        .collect();
+    match rustix::thread::set_thread_groups(&groups) {
+        // Without privilege the kernel forbids setgroups in the namespace altogether.
+        Err(Errno::PERM) if groups.is_empty() => {}
+        other => other.ctx("cannot set the supplementary groups (process.user.additionalGids)")?,
+    }
+    rustix::thread::set_thread_res_gid(gid, gid, gid).with(|| unmapped("gid", user.gid))?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).with(|| unmapped("uid", user.uid))?;
+    let permitted = sets.permitted & have;
+    let wanted = CapabilitySets {
+        effective: CapabilitySet::from_bits_retain(sets.effective & permitted),
+        permitted: CapabilitySet::from_bits_retain(permitted),
+        inheritable: CapabilitySet::from_bits_retain(sets.inheritable & have),
+    };
+    rustix::thread::set_capabilities(None, wanted).ctx("cannot set the capabilities")?;
+    raise_ambient(sets.ambient & sets.inheritable & permitted)
+}
+
+fn unmapped(kind: &str, id: u32) -> String {
+    format!("cannot become process.user.{kind} {id}; in a user namespace the id must be mapped")
+}
+
+fn drop_bounding(keep: u64) -> Step<()> {
+    for number in 0..64u64 {
+        if keep & 1 << number != 0 {
+            continue;
+        }
+        match sys::prctl(libc::PR_CAPBSET_DROP, number, 0) {
+            Ok(_) => {}
+            // The first number this kernel does not know ends the list.
+            Err(Errno::INVAL) => break,
+            Err(errno) => {
+                return Err(Failure {
+                    what: "cannot drop capabilities from the bounding set".into(),
+                    source: errno.into(),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn raise_ambient(set: u64) -> Step<()> {
+    const PR_CAP_AMBIENT_RAISE: u64 = 2;
+    (0..64u64)
+        .filter(|number| set & 1 << number != 0)
+        .try_for_each(|number| {
+            sys::prctl(libc::PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number)
+                .map(drop)
+                .ctx("cannot raise the ambient capabilities")
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_become_their_kernel_numbers_and_strangers_are_reported() {
+        let (sets, unknown) = parse(&Capabilities {
+            bounding: vec!["CAP_CHOWN".into(), "cap_checkpoint_restore".into()],
+            effective: vec!["CAP_NONSENSE".into(), "SYS_ADMIN".into()],
+            ..Capabilities::default()
+        });
+        assert_eq!(sets.bounding, 1 | 1 << 40);
+        assert_eq!(sets.effective, 0);
+        assert_eq!(unknown, ["CAP_NONSENSE", "SYS_ADMIN"]);
+        assert_eq!(number("CAP_SYS_ADMIN"), Some(21));
+        assert_eq!(number("CAP_SETFCAP"), Some(31));
+    }
+}

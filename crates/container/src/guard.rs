@@ -1,0 +1,101 @@
+//! Keeps containers from writing to this program's file (the class of CVE-2019-5736).
+//!
+//! An image can make its program a link to `/proc/self/exe`: the process that was about to become the
+//! container then executes the runtime again, and the container finds a way to the runtime's file
+//! that no mount namespace blocks. Whoever is root there with the file owner's rights may write it once
+//! nobody executes it.
+//!
+//! The defence costs what the danger asks for:
+//! - The container's ids do not include the file's owner (user namespaces, the daemon's default): the
+//!   kernel refuses the write. Nothing to do.
+//! - The file was executed from a read-only mount: nothing to do. Installing it on one is the fast way.
+//! - Otherwise the program executes itself once more, early, through a detached read-only bind mount of
+//!   its own file, which no path leads to and nothing can make writable. No copy is made.
+//! - Where mounts are forbidden (rootless, and the user owns the file): through a sealed copy in memory.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+
+use crate::mounts::{fs, options::attr};
+use crate::spec::{IdMapping, NamespaceKind, Spec};
+use crate::sys::{self, MountAttr};
+
+const EXE: &str = "/proc/self/exe";
+
+/// Whether a container of this configuration runs with the rights of this program file's owner.
+pub fn is_exposed(spec: &Spec) -> bool {
+    if !spec.linux.has(NamespaceKind::User) {
+        return true;
+    }
+    // A joined namespace's mapping is not looked up: assume the worst.
+    if !spec.linux.is_new(NamespaceKind::User) {
+        return true;
+    }
+    let Ok(stat) = rustix::fs::stat(EXE) else {
+        return true;
+    };
+    let includes = |maps: &[IdMapping], id: u32| {
+        maps.iter()
+            .any(|map| (map.host_id..map.host_id.saturating_add(map.size)).contains(&id))
+    };
+    includes(&spec.linux.uid_mappings, stat.st_uid)
+        || (includes(&spec.linux.gid_mappings, stat.st_gid) && stat.st_mode & 0o020 != 0)
+        || stat.st_mode & 0o002 != 0
+}
+
+/// Executes this program again from where it cannot be written, unless it runs from there already.
+/// Call it before anything is done that a second start would repeat, when [`is_exposed`].
+///
+/// # Errors
+/// When the program cannot be protected; creating a container would then be dangerous.
+pub fn protect() -> io::Result<()> {
+    let exe = rustix::fs::open(EXE, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    if is_protected(&exe)? {
+        return Ok(());
+    }
+    let safe = match readonly_mount(&exe) {
+        Err(rustix::io::Errno::PERM) => sealed_copy(exe)?,
+        other => other?,
+    };
+    let arguments: Vec<CString> = std::env::args_os()
+        .map(|argument| CString::new(argument.into_vec()).map_err(io::Error::other))
+        .collect::<io::Result<_>>()?;
+    let mut pointers: Vec<*const libc::c_char> = arguments.iter().map(|a| a.as_ptr()).collect();
+    pointers.push(std::ptr::null());
+    Err(sys::execveat(safe.as_fd(), &pointers, sys::environ()).into())
+}
+
+fn is_protected(exe: &OwnedFd) -> io::Result<bool> {
+    const ST_RDONLY: i64 = 1;
+    let readonly = rustix::fs::fstatfs(exe)?.f_flags as i64 & ST_RDONLY != 0;
+    Ok(readonly
+        || rustix::fs::fcntl_get_seals(exe).is_ok_and(|seals| seals.contains(SealFlags::WRITE)))
+}
+
+fn readonly_mount(exe: &OwnedFd) -> Result<OwnedFd, rustix::io::Errno> {
+    let tree = fs::clone_tree(exe, Path::new(""), false)?;
+    let attributes = MountAttr {
+        set: attr::RDONLY,
+        ..MountAttr::default()
+    };
+    fs::set_attributes(tree.as_fd(), &attributes, false)?;
+    Ok(tree)
+}
+
+fn sealed_copy(exe: OwnedFd) -> io::Result<OwnedFd> {
+    let memory =
+        rustix::fs::memfd_create("berth-oci", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut source = std::fs::File::from(exe);
+    let mut copy = std::fs::File::from(memory);
+    io::copy(&mut source, &mut copy)?;
+    rustix::fs::fcntl_add_seals(
+        &copy,
+        SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,
+    )?;
+    Ok(copy.into())
+}

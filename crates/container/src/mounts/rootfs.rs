@@ -1,0 +1,196 @@
+//! The container's root: a directory of the bundle, or an overlay that exists nowhere else.
+//!
+//! The tree is made detached by the parent, which may read directories the container's root may not,
+//! and becomes the root of the child's own mount namespace. On the host nothing is ever mounted, so
+//! nothing can be left behind by a crash at any point.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{FsOpenFlags, UnmountFlags, fsconfig_set_fd, fsconfig_set_string, fsopen};
+
+use super::fs;
+use super::options::attr;
+use crate::error::{Context, Failure, Step};
+use crate::sys::MountAttr;
+
+/// Most layers of an overlay, the kernel's own limit.
+pub const MAX_LAYERS: usize = 500;
+
+/// Where a container's root comes from.
+#[derive(Clone, Debug, Default)]
+pub enum Rootfs {
+    /// `root.path` of the configuration.
+    #[default]
+    Bundle,
+    /// An overlay of read-only layers and one writable directory, in place of `root.path`.
+    Overlay(Overlay),
+}
+
+/// An overlay made for one container and visible only inside it (overlayfs of the kernel).
+#[derive(Clone, Debug, Default)]
+pub struct Overlay {
+    /// Read-only layers, topmost first, at least one.
+    pub lower: Vec<PathBuf>,
+    /// Directory that receives the changes; `None` makes the root read-only.
+    pub upper: Option<PathBuf>,
+    /// Empty directory on the file system of `upper`, for the kernel.
+    pub work: Option<PathBuf>,
+    /// With a user namespace: maps ids of the layers' files, so that they are stored with the ids the
+    /// container sees (0 to 65535) and one layer serves containers with any mapping.
+    pub idmap: bool,
+    /// More overlay options, such as `volatile` or `metacopy=on`.
+    pub options: Vec<String>,
+}
+
+/// How the ids of files are shifted: by the user namespace that holds the mapping.
+pub(crate) type Userns<'a> = Option<BorrowedFd<'a>>;
+
+impl Rootfs {
+    /// Makes the detached root. `userns` is the container's user namespace, if it has a new one.
+    pub(crate) fn open(&self, bundle: &Path, root: &Path, userns: Userns<'_>) -> Step<OwnedFd> {
+        match self {
+            Rootfs::Bundle => {
+                let path = bundle.join(root);
+                fs::clone_tree(CWD, &path, true)
+                    .with(|| format!("cannot use root.path {}", path.display()))
+            }
+            Rootfs::Overlay(overlay) => overlay.mount(userns),
+        }
+    }
+
+    /// Whether making it needs the container's user namespace.
+    pub(crate) fn needs_userns(&self) -> bool {
+        matches!(self, Rootfs::Overlay(overlay) if overlay.idmap)
+    }
+}
+
+impl Overlay {
+    fn mount(&self, userns: Userns<'_>) -> Step<OwnedFd> {
+        if self.lower.is_empty() || self.lower.len() > MAX_LAYERS {
+            return Err(Failure::new(
+                "cannot make the overlay root",
+                format!(
+                    "it has {} lower layers; 1 to {MAX_LAYERS} are possible",
+                    self.lower.len()
+                ),
+            ));
+        }
+        let shift = if self.idmap { userns } else { None };
+        let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
+            .map_err(|errno| fs::explain("overlay", None, errno))?;
+        for layer in &self.lower {
+            let tree = layer_tree(layer, shift, true)?;
+            set_layer(&context, "lowerdir+", &tree)?;
+        }
+        if let (Some(upper), Some(work)) = (&self.upper, &self.work) {
+            // Both must be reached through one mount, or the kernel refuses.
+            let parent = common_parent(upper, work);
+            let tree = layer_tree(&parent, shift, false)?;
+            set_layer(&context, "upperdir", &below(&tree, &parent, upper)?)?;
+            set_layer(&context, "workdir", &below(&tree, &parent, work)?)?;
+        }
+        for option in &self.options {
+            let (key, value) = option.split_once('=').unwrap_or((option, ""));
+            match value {
+                "" => rustix::mount::fsconfig_set_flag(&context, key),
+                value => fsconfig_set_string(&context, key, value),
+            }
+            .map_err(|errno| fs::explain("overlay", Some(&context), errno))?;
+        }
+        fs::finish("overlay", &context, &MountAttr::default())
+    }
+}
+
+/// A detached, possibly id-mapped clone of a layer's directory.
+fn layer_tree(path: &Path, userns: Userns<'_>, readonly: bool) -> Step<OwnedFd> {
+    let what = || format!("cannot open the layer {}", path.display());
+    let tree = fs::clone_tree(CWD, path, false).with(what)?;
+    let mut attributes = MountAttr::default();
+    if readonly {
+        attributes.set = attr::RDONLY;
+    }
+    if let Some(userns) = userns {
+        attributes.set |= attr::IDMAP;
+        attributes.userns_fd = userns.as_raw_fd() as u64;
+    }
+    fs::set_attributes(tree.as_fd(), &attributes, false).with(|| {
+        format!(
+            "cannot map the ids of the layer {}; its file system must support id-mapped mounts \
+             (ext4, xfs, btrfs, tmpfs do)",
+            path.display()
+        )
+    })?;
+    Ok(tree)
+}
+
+/// Opens a directory below a detached tree.
+fn below(tree: &OwnedFd, parent: &Path, path: &Path) -> Step<OwnedFd> {
+    let relative = path.strip_prefix(parent).unwrap_or(path);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(tree, relative, flags, Mode::empty())
+        .with(|| format!("cannot open the overlay directory {}", path.display()))
+}
+
+fn common_parent(a: &Path, b: &Path) -> PathBuf {
+    a.components()
+        .zip(b.components())
+        .take_while(|(x, y)| x == y)
+        .map(|(x, _)| x)
+        .collect()
+}
+
+/// Names a layer to the kernel: by descriptor (6.13 and later), else by its link in /proc.
+fn set_layer(context: &OwnedFd, key: &str, layer: &OwnedFd) -> Step<()> {
+    match fsconfig_set_fd(context, key, layer) {
+        Err(Errno::INVAL) => {
+            let link = OsString::from(format!("/proc/self/fd/{}", layer.as_raw_fd()));
+            fsconfig_set_string(context, key, link.as_os_str())
+        }
+        other => other,
+    }
+    .map_err(|errno| fs::explain("overlay", Some(context), errno))
+}
+
+/// Makes the attached mount at `root` the root of this process and its namespace, and lets go of the
+/// old one.
+pub(crate) fn pivot(root: BorrowedFd<'_>, no_pivot: bool) -> Step<()> {
+    if no_pivot {
+        return move_to_root(root);
+    }
+    let old = rustix::fs::open(
+        "/",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .ctx("cannot open the old root")?;
+    rustix::process::fchdir(root).ctx("cannot enter the new root")?;
+    rustix::process::pivot_root(".", ".").map_err(|errno| {
+        let what = match errno {
+            Errno::INVAL => {
+                "cannot pivot to the new root (on a host that runs from its initramfs use --no-pivot)"
+            }
+            _ => "cannot pivot to the new root",
+        };
+        Failure { what: what.into(), source: errno.into() }
+    })?;
+    // The old root now lies on top of the new one; both are ".", the old one is on top.
+    rustix::process::fchdir(&old).ctx("cannot enter the old root")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).ctx("cannot let go of the old root")?;
+    rustix::process::chdir("/").ctx("cannot enter the new root")
+}
+
+fn move_to_root(root: BorrowedFd<'_>) -> Step<()> {
+    rustix::process::fchdir(root).ctx("cannot enter the new root")?;
+    rustix::mount::mount_move(".", "/").ctx("cannot move the new root to /")?;
+    chroot_here()
+}
+
+/// Makes the current directory the root of this process only.
+pub(crate) fn chroot_here() -> Step<()> {
+    rustix::process::chroot(".").ctx("cannot change the root")?;
+    rustix::process::chdir("/").ctx("cannot enter the new root")
+}

@@ -1,0 +1,203 @@
+//! From the daemon's command to a shim in the background.
+//!
+//! The launching process forks once and waits for one line from the child: the container is
+//! created, or why not. The child is the shim proper.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
+use serde::{Deserialize, Serialize};
+
+use super::config::{ConfigError, ShimConfig};
+use super::durable::FileError;
+use super::lock;
+use super::server::{Server, ServerError};
+
+/// The longest report of a shim to its launcher.
+const MAX_REPORT: u64 = 1 << 20;
+
+/// What the launcher prints: the container is created.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launched {
+    /// The container's first process.
+    pub pid: i32,
+    /// The shim.
+    pub shim_pid: i32,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Why there is no shim. Nothing is left behind.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LaunchError {
+    /// `shim.json` cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A file operation failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Another shim serves the directory.
+    #[error("a shim already serves {}; talk to it, or stop its container first", dir.display())]
+    Taken {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A system call failed.
+    #[error("cannot {action}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The shim could not make the container.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// The shim said why it could not, in the child.
+    #[error("{0}")]
+    Reported(String),
+    /// The shim died without a word.
+    #[error("the shim died before the container was created; {} may say why", dir.join("shim.err").display())]
+    Died {
+        /// The directory.
+        dir: PathBuf,
+    },
+}
+
+/// Which process returns from [`launch`].
+pub(crate) enum Role {
+    /// The first one; the container is created.
+    Launcher(Launched),
+    /// The shim; all is over.
+    Shim,
+}
+
+fn system(action: &'static str) -> impl Fn(Errno) -> LaunchError {
+    move |errno| LaunchError::System {
+        action,
+        source: errno.into(),
+    }
+}
+
+/// Forks the shim of `dir` and waits until its container is created.
+pub(crate) fn launch(dir: &Path) -> Result<Role, LaunchError> {
+    let dir = &std::path::absolute(dir).map_err(|e| FileError::new("find", dir, e))?;
+    let config = ShimConfig::load(dir)?;
+    let (read, write) =
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(system("make a pipe"))?;
+    // SAFETY: this program has a single thread, so the child may use its copy of everything.
+    match unsafe { libc::fork() } {
+        -1 => {
+            let source = std::io::Error::last_os_error();
+            Err(LaunchError::System {
+                action: "fork",
+                source,
+            })
+        }
+        0 => {
+            drop(read);
+            serve(dir, config, write);
+            Ok(Role::Shim)
+        }
+        _ => {
+            drop(write);
+            hear(dir, read).map(Role::Launcher)
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+enum Report {
+    Created(Launched),
+    Failed(String),
+}
+
+fn hear(dir: &Path, read: OwnedFd) -> Result<Launched, LaunchError> {
+    let mut line = Vec::new();
+    // To the newline and no further: the container's process holds a copy of the pipe for a while.
+    let read = BufReader::new(File::from(read).take(MAX_REPORT)).read_until(b'\n', &mut line);
+    let died = LaunchError::Died {
+        dir: dir.to_owned(),
+    };
+    if read.is_err() || line.pop() != Some(b'\n') {
+        return Err(died);
+    }
+    match serde_json::from_slice(&line) {
+        Ok(Report::Created(launched)) => Ok(launched),
+        Ok(Report::Failed(text)) => Err(LaunchError::Reported(text)),
+        Err(_) => Err(died),
+    }
+}
+
+/// The shim's life: everything after the fork.
+fn serve(dir: &Path, config: ShimConfig, report: OwnedFd) {
+    let mut report = File::from(report);
+    let say = |report: &mut File, what: Report| {
+        let mut line = serde_json::to_vec(&what).unwrap_or_default();
+        line.push(b'\n');
+        let _ = report.write_all(&line);
+    };
+    match begin(dir, config) {
+        Ok((lock, server, launched)) => {
+            say(&mut report, Report::Created(launched));
+            drop(report);
+            server.run();
+            drop(lock);
+        }
+        Err(error) => say(&mut report, Report::Failed(crate::chain(&error))),
+    }
+}
+
+fn begin(dir: &Path, config: ShimConfig) -> Result<(File, Server, Launched), LaunchError> {
+    rustix::process::setsid().map_err(system("start a session"))?;
+    let Some(lock) = lock::take(dir)? else {
+        return Err(LaunchError::Taken {
+            dir: dir.to_owned(),
+        });
+    };
+    detach(dir)?;
+    rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
+        .map_err(system("become the parent of orphans"))?;
+    let oom_score = config.oom_score_adj;
+    let (server, launched) = Server::create(dir, config)?;
+    // Only now: the container's own score does not derive from it.
+    if let Some(score) = oom_score {
+        let _ = std::fs::write("/proc/self/oom_score_adj", score.to_string());
+    }
+    trim();
+    Ok((lock, server, launched))
+}
+
+/// Lets go of the launcher's streams and directory; what a panic says goes to `shim.err`.
+fn detach(dir: &Path) -> Result<(), LaunchError> {
+    let path = dir.join("shim.err");
+    let mut options = OpenOptions::new();
+    let errors = options.append(true).create(true).mode(0o600).open(&path);
+    let errors = errors.map_err(|e| FileError::new("open", &path, e))?;
+    let null = Path::new("/dev/null");
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(null)
+        .map_err(|e| FileError::new("open", null, e))?;
+    let action = system("detach from the launcher");
+    rustix::stdio::dup2_stdin(&null).map_err(&action)?;
+    rustix::stdio::dup2_stdout(&null).map_err(&action)?;
+    rustix::stdio::dup2_stderr(&errors).map_err(&action)?;
+    rustix::process::chdir("/").map_err(&action)
+}
+
+/// Gives the heap of the start back to the kernel: the parsed configuration is gone by now.
+fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim touches free memory only.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
