@@ -442,7 +442,11 @@ async fn run<S: Scenario>(
     let mut lives = 0;
     let operation = loop {
         lives += 1;
-        assert!(lives <= MOST_LIVES, "{case}: still not at its end: {:?}", engine_now.get(id).await);
+        assert!(
+            lives <= MOST_LIVES,
+            "{case}: still not at its end: {:?}",
+            engine_now.get(id).await
+        );
         match tokio::time::timeout(HANG, settle(&engine_now, &memory, id)).await {
             Ok(Some(operation)) if !retry(&engine_now, &memory, &operation, policy).await => {
                 break operation;
