@@ -212,6 +212,60 @@ fn attaching_again_replaces_and_failing_leaves_nothing() {
     );
 }
 
+/// A process in a user namespace of its own, ended with this guard.
+struct Unprivileged(std::process::Child);
+
+impl Drop for Unprivileged {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_namespace_owned_by_a_user_namespace_is_reached_by_its_process() {
+    let lab = Lab::new();
+    let config = net("default", 0, Outside::Nat);
+    lab.driver.ensure_network(&config).unwrap();
+    // IPv6 off by default, as hosts that do not use it pass on to their namespaces.
+    let script = "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6; echo; exec sleep 60";
+    let mut child = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "sh", "-c", script])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .map(Unprivileged)
+        .unwrap();
+    let mut ready = [0];
+    std::io::Read::read_exact(child.0.stdout.as_mut().unwrap(), &mut ready).unwrap();
+    let netns = std::fs::File::open(format!("/proc/{}/ns/net", child.0.id())).unwrap();
+    let (addresses, gateways) = lab::addresses(&config, 2);
+    let attachment = network::Attachment {
+        key: "unprivileged",
+        network: "default",
+        netns: std::os::fd::AsFd::as_fd(&netns),
+        ifname: network::IfName::parse("eth0").unwrap(),
+        mac: network::Mac::derive("unprivileged"),
+        addresses,
+        gateways,
+        mtu: None,
+        hairpin: false,
+        isolated: false,
+    };
+    lab.driver.attach(&attachment).unwrap();
+    let inside = format!(
+        "nsenter --net=/proc/{}/ns/net ip -o addr show eth0",
+        child.0.id()
+    );
+    let inside = lab.host.sh(&inside);
+    assert!(
+        inside.contains("10.77.0.2/24") && inside.contains("fd77::2/64"),
+        "{inside}"
+    );
+    let neighbours = lab.host.sh("ip neigh show dev lab-default");
+    let known = neighbours.matches(&attachment.mac.to_string()).count();
+    assert_eq!(known, 2, "the host knows it without asking: {neighbours}");
+}
+
 #[test]
 fn many_attach_at_once() {
     let lab = Lab::new();

@@ -2,7 +2,7 @@
 
 mod lab;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 
 use lab::{Instance, Lab, net, prefix};
 use network::{
@@ -316,6 +316,78 @@ fn small_changes_end_in_the_same_rules_as_replacing_everything() {
     firewall.remove().unwrap();
     firewall.remove().unwrap();
     assert_eq!(lab.host.sh("nft list ruleset").trim(), "");
+}
+
+/// Sends from one socket until `text` is heard back, so that it is one flow all along.
+fn hears(lab: &Lab, socket: &UdpSocket) -> Option<String> {
+    let mut buffer = [0; 64];
+    lab.outside.run(|| {
+        // The first may only fetch a complaint about an earlier one.
+        for _ in 0..3 {
+            if socket.send(b"?").is_ok()
+                && let Ok(length) = socket.recv(&mut buffer)
+            {
+                return Some(String::from_utf8_lossy(&buffer[..length]).into_owned());
+            }
+        }
+        None
+    })
+}
+
+#[test]
+fn a_udp_client_that_never_pauses_follows_changes_of_published_ports() {
+    let lab = Lab::new();
+    let a = net("a", 1, Outside::Nat);
+    ensure(&lab, &[&a]);
+    let instances = [("one", 2), ("two", 3)].map(|(key, last)| lab.instance(key, &a, last));
+    for (instance, name) in instances.iter().zip(["one", "two"]) {
+        let socket = instance.ns.run(|| UdpSocket::bind("0.0.0.0:53").unwrap());
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((_, client)) = socket.recv_from(&mut buffer) {
+                socket.send_to(name.as_bytes(), client).unwrap();
+            }
+        });
+    }
+    let mut firewall = firewall(&lab);
+    let publish = |n: usize| Published {
+        transport: Transport::Udp,
+        ..published(None, 5000, instances[n].guarded.addresses[0], 53)
+    };
+    let mut rules = Rules {
+        networks: vec![a],
+        published: Vec::new(),
+        guarded: guarded(&[&instances[0], &instances[1]]),
+    };
+    firewall.apply(&rules).unwrap();
+    let client = lab
+        .outside
+        .run(|| UdpSocket::bind("192.0.2.2:4000").unwrap());
+    client
+        .set_read_timeout(Some(std::time::Duration::from_millis(200)))
+        .unwrap();
+    client.connect("192.0.2.1:5000").unwrap();
+    assert_eq!(hears(&lab, &client), None, "nothing is published yet");
+    for (n, name) in ["one", "two"].into_iter().enumerate() {
+        rules.published = vec![publish(n)];
+        assert!(matches!(
+            firewall.apply(&rules).unwrap(),
+            Applied::Elements(_)
+        ));
+        assert_eq!(hears(&lab, &client).as_deref(), Some(name));
+    }
+    rules.published.clear();
+    firewall.apply(&rules).unwrap();
+    assert_eq!(hears(&lab, &client), None, "no longer published");
+
+    let holder = lab.host.run(|| UdpSocket::bind("0.0.0.0:5001").unwrap());
+    let range = Published {
+        count: 3,
+        ..publish(0)
+    };
+    assert_eq!(firewall.port_in_use(&range).unwrap(), Some(5001));
+    drop(holder);
+    assert_eq!(firewall.port_in_use(&range).unwrap(), None);
 }
 
 #[test]

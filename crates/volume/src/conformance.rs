@@ -33,9 +33,16 @@ pub fn run<P: Pool>(open: impl Fn() -> P, scratch: &Path) {
     concurrent_changes(&open());
     let pool = open();
     for volume in pool.list().expect("list") {
-        assert!(pool.remove(&volume.id).expect("remove"), "{} was listed", volume.id);
+        assert!(
+            pool.remove(&volume.id).expect("remove"),
+            "{} was listed",
+            volume.id
+        );
     }
-    assert!(pool.list().expect("list").is_empty(), "an emptied pool is empty");
+    assert!(
+        pool.list().expect("list").is_empty(),
+        "an emptied pool is empty"
+    );
 }
 
 fn life_of_a_volume<P: Pool>(open: &impl Fn() -> P) {

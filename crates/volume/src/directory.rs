@@ -15,6 +15,7 @@ mod crash;
 mod operations;
 mod record;
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -79,8 +80,9 @@ pub struct DirectoryPool {
     quota: Enforcement,
     /// Makes names in `new` and `trash` unique within this opening.
     counter: AtomicU64,
-    /// Held by whatever changes which volumes exist or their records.
-    changes: Mutex<()>,
+    /// Held by whatever changes which volumes exist or their records. What it guards: project ids
+    /// of removed volumes whose files are still being freed, not to be handed out again yet.
+    changes: Mutex<BTreeSet<u32>>,
     steps: Steps,
     _lock: File,
 }
@@ -128,7 +130,7 @@ impl DirectoryPool {
             record,
             quota,
             counter: AtomicU64::new(0),
-            changes: Mutex::new(()),
+            changes: Mutex::default(),
             steps: Steps::default(),
             _lock: lock,
         };
@@ -170,7 +172,7 @@ impl DirectoryPool {
         self.root.join(directory).join(number.to_string())
     }
 
-    fn changing(&self) -> MutexGuard<'_, ()> {
+    fn changing(&self) -> MutexGuard<'_, BTreeSet<u32>> {
         // What a panic left half done is on disk, and swept at the next opening.
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -7,6 +7,7 @@
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 
+use ipnetwork::IpNetwork;
 use rustix::io::Errno;
 
 use super::Driver;
@@ -173,6 +174,11 @@ impl Driver {
             format!("configure link {host_ifname}"),
             link::set_port(host_ifname, key, port),
         );
+        for address in attachment.addresses.iter().map(IpNetwork::ip) {
+            // The host may remember a former owner of the address, and would for seconds.
+            let neighbour = address::set_neighbour(bridge.index, address, attachment.mac);
+            batch.push(format!("announce {address} to the host"), neighbour);
+        }
         for attempt in 0.. {
             match first_failure(&mut socket, &batch).map_err(netlink)? {
                 None => return Ok(()),
@@ -184,10 +190,12 @@ impl Driver {
                     let what = format!("make link {host_ifname} with {inside} inside");
                     return Err(netlink(NetlinkError::new(what, errno)));
                 }
-                Some((_, errno)) => {
+                Some((index, errno)) => {
                     let _ = socket.run(&deletion(host_ifname));
-                    let what = format!("configure link {host_ifname}");
-                    return Err(netlink(NetlinkError::new(what, errno)));
+                    return Err(netlink(NetlinkError::new(
+                        batch.labels[index].as_str(),
+                        errno,
+                    )));
                 }
             }
         }
@@ -260,8 +268,23 @@ fn configure_inside(attachment: &Attachment<'_>) -> Result<u32, NetlinkError> {
             let route = address::add_default_route(inside.index, *gateway);
             batch.push(format!("set the default route by {gateway}"), route);
         }
-        socket.run(&batch)?;
+        match socket.run(&batch) {
+            Err(error) if error.errno == Errno::ACCESS => {
+                // IPv6 is switched off by default here, but this interface was given an address.
+                switch_on_ipv6(ifname);
+                socket.run(&batch)?;
+            }
+            outcome => outcome?,
+        }
         Ok(inside.index)
     })
     .map_err(enter)?
+}
+
+/// Lets the interface have IPv6 addresses; runs inside. If it cannot, setting them says so.
+fn switch_on_ipv6(ifname: &IfName) {
+    let path = format!("/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6");
+    if let Err(error) = std::fs::write(&path, "0") {
+        tracing::warn!(%path, %error, "IPv6 stays switched off");
+    }
 }

@@ -1,6 +1,6 @@
-//! Addresses and routes.
+//! Addresses, routes and neighbours.
 //!
-//! Source: `include/uapi/linux/{if_addr,rtnetlink}.h`.
+//! Source: `include/uapi/linux/{if_addr,rtnetlink,neighbour}.h`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,12 +9,15 @@ use ipnetwork::IpNetwork;
 use super::attribute::{Attributes, u32_at};
 use super::message::{CREATE, DUMP, REPLACE};
 use super::{Message, NetlinkError, Socket};
+use crate::Mac;
 
 const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
+
+const RTM_NEWNEIGH: u16 = 28;
 
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
@@ -27,6 +30,10 @@ const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+const NUD_REACHABLE: u16 = 2;
+
 const AF_UNSPEC: u8 = 0;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -38,6 +45,9 @@ const RTN_UNICAST: u8 = 1;
 const IFADDRMSG: usize = 8;
 /// Length of `struct rtmsg`.
 const RTMSG: usize = 12;
+
+/// Length of `struct ndmsg`.
+const NDMSG: usize = 12;
 
 fn octets(address: IpAddr) -> Vec<u8> {
     match address {
@@ -115,6 +125,19 @@ pub(crate) fn add_default_route(index: u32, gateway: IpAddr) -> Message {
     message
         .bytes(RTA_GATEWAY, &octets(gateway))
         .u32(RTA_OIF, index);
+    message
+}
+
+/// Tells link `index` which neighbour has the address, whoever had it before.
+pub(crate) fn set_neighbour(index: u32, address: IpAddr, mac: Mac) -> Message {
+    let mut body = [0; NDMSG];
+    body[0] = family(address);
+    body[4..8].copy_from_slice(&index.to_ne_bytes());
+    body[8..10].copy_from_slice(&NUD_REACHABLE.to_ne_bytes());
+    let mut message = Message::new(RTM_NEWNEIGH, CREATE | REPLACE, &body);
+    message
+        .bytes(NDA_DST, &octets(address))
+        .bytes(NDA_LLADDR, &mac.0);
     message
 }
 

@@ -40,20 +40,24 @@ impl Pool for DirectoryPool {
     }
 
     fn ensure(&self, id: &VolumeId, spec: &VolumeSpec) -> Result<VolumeInfo, VolumeError> {
-        let _changing = self.changing();
+        let freeing = self.changing();
         match self.load(id)? {
-            Some(record) if record.size_bytes == spec.size_bytes => Ok(self.describe(id, &record)),
+            Some(record) if record.size_bytes == spec.size_bytes => {
+                // A crash may have come between writing the record and setting the limit.
+                self.apply_limit(id, &record)?;
+                Ok(self.describe(id, &record))
+            }
             Some(record) => self.set_size(id, record, spec.size_bytes),
-            None => self.create(id, spec),
+            None => self.create(id, spec, &freeing),
         }
     }
 
     fn remove(&self, id: &VolumeId) -> Result<bool, VolumeError> {
         let home = self.home(id);
-        let trash = self.root.join("trash");
         let doomed = self.scratch("trash");
-        {
-            let _changing = self.changing();
+        let project = {
+            let mut freeing = self.changing();
+            // A damaged record must not keep its volume from being removed.
             let project = self
                 .load(id)
                 .ok()
@@ -64,30 +68,17 @@ impl Pool for DirectoryPool {
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
                 Err(error) => return Err(io(id, "remove", &home)(error)),
             }
-            if let (Some(project), Enforcement::Enforced) = (project, &self.quota)
-                && let Ok(directory) = File::open(&self.root)
-                && let Err(errno) = quota::set_limit(&directory, project, 0)
-            {
-                tracing::warn!(volume = %id, %errno, "the removed volume's limit stays recorded");
-            }
-        }
+            freeing.extend(project);
+            project
+        };
         let parent = self.root.join("volumes").join(id.kind().as_str());
         sync_directory(&parent).map_err(io(id, "write", &parent))?;
         self.steps.pass().map_err(io(id, "remove", &home))?;
         // It is gone for good; what cannot be freed now is freed when the pool is next opened.
-        let freed = File::open(&trash).and_then(|handle| {
-            let name = doomed
-                .file_name()
-                .unwrap_or_default()
-                .as_encoded_bytes()
-                .to_vec();
-            let name = std::ffi::CString::new(name)?;
-            Ok(tree::remove(handle.as_fd(), name, &mut || {
-                self.scratch_name()
-            })?)
-        });
-        if let Err(error) = freed {
-            tracing::warn!(volume = %id, %error, "the removed volume's space is not free yet");
+        if self.discard(&doomed)
+            && let Some(project) = project
+        {
+            self.release_project(id, project);
         }
         Ok(true)
     }
@@ -234,11 +225,16 @@ impl DirectoryPool {
         Ok(ids)
     }
 
-    fn create(&self, id: &VolumeId, spec: &VolumeSpec) -> Result<VolumeInfo, VolumeError> {
+    fn create(
+        &self,
+        id: &VolumeId,
+        spec: &VolumeSpec,
+        freeing: &BTreeSet<u32>,
+    ) -> Result<VolumeInfo, VolumeError> {
         let scratch = self.scratch("new");
         let home = self.home(id);
         let project = match self.quota {
-            Enforcement::Enforced => Some(self.free_project(id)?),
+            Enforcement::Enforced => Some(self.free_project(id, freeing)?),
             _ => None,
         };
         let record = VolumeRecord::new(id, spec, project);
@@ -284,8 +280,9 @@ impl DirectoryPool {
         sync_directory(data).map_err(io(id, "write", data))
     }
 
-    fn free_project(&self, id: &VolumeId) -> Result<u32, VolumeError> {
-        let mut taken = BTreeSet::new();
+    /// A project id that no volume has, nor one whose files (`freeing`) are still being freed.
+    fn free_project(&self, id: &VolumeId, freeing: &BTreeSet<u32>) -> Result<u32, VolumeError> {
+        let mut taken = freeing.clone();
         for other in self.ids()? {
             // A damaged record of another volume must not keep this one from being made.
             taken.extend(
@@ -393,10 +390,23 @@ impl DirectoryPool {
         placed
     }
 
-    /// Removes a failed attempt; what stays is removed when the pool is next opened.
-    fn discard(&self, scratch: &Path) {
-        let removed = File::open(self.root.join("new")).and_then(|handle| {
-            let name = scratch
+    /// Takes the limit off a removed volume's project id, which may then be given to another.
+    fn release_project(&self, id: &VolumeId, project: u32) {
+        if self.quota == Enforcement::Enforced
+            && let Err(error) =
+                File::open(&self.root).and_then(|root| Ok(quota::set_limit(&root, project, 0)?))
+        {
+            tracing::warn!(volume = %id, %error, "the removed volume's limit stays recorded");
+        }
+        self.changing().remove(&project);
+    }
+
+    /// Removes what lies at `path` in `new` or `trash`; what stays is removed when the pool is
+    /// next opened. Says whether all is gone.
+    fn discard(&self, path: &Path) -> bool {
+        let parent = path.parent().unwrap_or(&self.root);
+        let removed = File::open(parent).and_then(|handle| {
+            let name = path
                 .file_name()
                 .unwrap_or_default()
                 .as_encoded_bytes()
@@ -406,9 +416,10 @@ impl DirectoryPool {
                 self.scratch_name()
             })?)
         });
-        if let Err(error) = removed {
-            tracing::warn!(path = %scratch.display(), %error, "left for the next start");
+        if let Err(error) = &removed {
+            tracing::warn!(path = %path.display(), %error, "left for the next start");
         }
+        removed.is_ok()
     }
 }
 
