@@ -29,3 +29,20 @@ pub fn manifest(data: &[u8]) {
         assert!(config.rootfs.diff_ids.len() <= limits.layers);
     }
 }
+
+/// Challenges are understood or ignored.
+pub fn auth_challenge(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data) {
+        for challenge in crate::registry::parse_challenge(text) {
+            assert!(format!("{challenge:?}").len() <= 8 * text.len() + 200);
+        }
+    }
+}
+
+/// A tar is unpacked or refused, and nothing appears outside the directory given for it.
+///
+/// `scratch` must be an empty directory; the caller compares its parent before and after.
+pub fn tar_unpack(data: &[u8], scratch: &std::path::Path) {
+    let limits = Limits { layer_bytes: 1 << 20, file_bytes: 1 << 20, entries: 1000, ..Limits::default() };
+    let _ = crate::layer::unpack_for_fuzzing(data, scratch, &limits, &crate::job::Job::silent());
+}

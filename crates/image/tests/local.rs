@@ -172,8 +172,6 @@ fn collection_takes_what_nobody_names_uses_or_holds() {
         fs::write(tree.join("file"), content).unwrap();
         scratch.image_of(&tree, name)
     };
-    let images: Vec<_> = ["named", "used", "held", "layered", "dropped"].iter().map(|n| make(n, &[b'x'; 9000])).map(|i| i).collect();
-    assert_eq!(images.iter().collect::<HashSet<_>>().len(), 1, "the same tree is the same image");
     let images: Vec<_> = ["n1", "u1", "h1", "l1", "d1"].iter().map(|n| make(n, n.repeat(9000).as_bytes())).collect();
     let [named, used, held, layered, dropped] = images[..] else { unreachable!() };
     let layer = store.get("l1").unwrap().layers[0];

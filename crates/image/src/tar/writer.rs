@@ -169,7 +169,8 @@ fn split_path(path: &[u8]) -> Option<(&[u8], &[u8])> {
 
 fn block(entry: &Entry, type_flag: u8, size: u64) -> [u8; BLOCK] {
     let mut block = [0; BLOCK];
-    let (prefix, name) = split_path(&entry.path).unwrap_or((&[], &entry.path[..100]));
+    let (prefix, name) =
+        split_path(&entry.path).unwrap_or_else(|| (&[], &entry.path[..100]));
     block[..name.len()].copy_from_slice(name);
     octal(&mut block[100..108], entry.mode.into());
     octal(&mut block[108..116], u64::from(entry.uid).min(OCTAL_7));

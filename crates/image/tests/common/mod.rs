@@ -119,7 +119,8 @@ fn xattrs(path: &Path) -> String {
         .map(|name| {
             let mut value = vec![0u8; 4096];
             let length = rustix::fs::lgetxattr(path, name, &mut value).unwrap();
-            format!("{}={:02x?}", String::from_utf8_lossy(name), &value[..length])
+            let hex: String = value[..length].iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("{}={hex}", String::from_utf8_lossy(name))
         })
         .collect();
     found.sort();
