@@ -110,8 +110,15 @@ fn published_ports(lab: &Lab) {
     lab.outside.sh("ip route add 10.77.0.0/16 via 192.0.2.1");
     assert_eq!(lab.outside.ask("10.77.1.2:80"), None);
     lab.host.serve("127.0.0.1:9000");
-    web.ns
-        .sh("ip route add 127.0.0.1/32 via 10.77.1.1 table local 2>/dev/null || true");
+    peer.ns
+        .sh("echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet
+         ip link set lo down; ip addr flush dev lo; ip route add 127.0.0.0/8 via 10.77.1.1");
+    assert_eq!(peer.ns.ask("127.0.0.1:9000"), None);
+    lab.host.sh("nft flush chain inet lab_net raw");
+    assert!(
+        peer.ns.ask("127.0.0.1:9000").is_some(),
+        "only the rule kept it out"
+    );
     assert_eq!(
         far.ns.ask("10.77.1.2:80"),
         None,

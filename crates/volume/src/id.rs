@@ -13,7 +13,11 @@ const NAME_MAX: usize = 128;
 pub enum Kind {
     /// Made and named by a user; outlives instances.
     Named,
-    /// The writable part of an instance's root; named after the instance's id.
+    /// The writable part of an instance's root; named after the instance's id. The instance's own
+    /// record is what must survive a power loss: after one, a root made or removed in the last
+    /// seconds may be missing, unlimited or back, and [`crate::Pool::ensure`] or
+    /// [`crate::Pool::remove`] puts that right. In exchange, nothing on the start path of an
+    /// instance waits for the disk. A crash of the daemon alone loses nothing.
     Root,
 }
 

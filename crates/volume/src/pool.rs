@@ -166,7 +166,7 @@ pub enum VolumeError {
 /// Promises of every pool, checked by [`crate::conformance`]:
 /// - An operation is done completely or not at all, whatever crashes when; what it leaves behind
 ///   is removed when the pool is next opened.
-/// - When it returns, it is durable.
+/// - When it returns, it is durable (but see [`crate::Kind::Root`]).
 /// - Operations on different volumes may run at once, and `&self` may be shared by threads.
 /// - A limit that does not hold is said to be [`Enforcement::Unsupported`], never silently
 ///   dropped.

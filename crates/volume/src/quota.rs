@@ -88,6 +88,18 @@ pub(crate) fn set_project(directory: impl AsFd, project: u32) -> Result<(), Errn
     }
 }
 
+/// The project a directory is in; 0 for none.
+pub(crate) fn project(directory: impl AsFd) -> Result<u32, Errno> {
+    // SAFETY: FS_IOC_FSGETXATTR writes a whole `struct fsxattr`, which `Fsxattr` mirrors.
+    let attributes: Fsxattr = unsafe {
+        ioctl::ioctl(
+            directory.as_fd(),
+            ioctl::Getter::<FS_IOC_FSGETXATTR, Fsxattr>::new(),
+        )?
+    };
+    Ok(attributes.projid)
+}
+
 /// Limits the project to `bytes`, rounded up to whole KiB; 0 takes the limit away.
 pub(crate) fn set_limit(directory: impl AsFd, project: u32, bytes: u64) -> Result<(), Errno> {
     let blocks = bytes.div_ceil(QUOTA_BLOCK);

@@ -71,8 +71,7 @@ impl Pool for DirectoryPool {
             freeing.extend(project);
             project
         };
-        let parent = self.root.join("volumes").join(id.kind().as_str());
-        sync_directory(&parent).map_err(io(id, "write", &parent))?;
+        self.sync_volumes(id)?;
         self.steps.pass().map_err(io(id, "remove", &home))?;
         // It is gone for good; what cannot be freed now is freed when the pool is next opened.
         if self.discard(&doomed)
@@ -182,10 +181,31 @@ impl DirectoryPool {
                 Err(damaged("it is another volume's".to_owned()))
             }
             Ok(found) => Ok(Some(found)),
-            Err(ReadError::Io(error)) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(ReadError::Empty) if !durable(id) => Ok(Some(self.lost_record(id))),
+            Err(ReadError::Empty) => Err(damaged("it is empty".to_owned())),
+            Err(ReadError::Io(error)) if error.kind() == ErrorKind::NotFound => {
+                let lost = !durable(id) && self.data(id).exists();
+                Ok(lost.then(|| self.lost_record(id)))
+            }
             Err(ReadError::Io(error)) => Err(io(id, "read", &path)(error)),
             Err(ReadError::Damaged(reason)) => Err(damaged(reason)),
         }
+    }
+
+    /// What is known of a root whose record a power loss took: all but its limit, which the next
+    /// [`Pool::ensure`] sets.
+    fn lost_record(&self, id: &VolumeId) -> VolumeRecord {
+        let project = File::open(self.data(id))
+            .ok()
+            .and_then(|data| quota::project(data).ok());
+        let project = project.filter(|project| *project >= self.record.first_project);
+        let spec = VolumeSpec {
+            size_bytes: None,
+            uid: 0,
+            gid: 0,
+            mode: 0o755,
+        };
+        VolumeRecord::new(id, &spec, project)
     }
 
     fn describe(&self, id: &VolumeId, record: &VolumeRecord) -> VolumeInfo {
@@ -244,12 +264,14 @@ impl DirectoryPool {
         self.make_data(id, &scratch.join("data"), &record)?;
         step()?;
         let path = scratch.join("volume.json");
-        record::write(&path, &record).map_err(io(id, "write", &path))?;
+        record::write_first(&path, &record, durable(id)).map_err(io(id, "write", &path))?;
         step()?;
+        if durable(id) {
+            sync_directory(&scratch).map_err(io(id, "write", &scratch))?;
+        }
         fs::rename(&scratch, &home).map_err(io(id, "make", &home))?;
         step()?;
-        let parent = self.root.join("volumes").join(id.kind().as_str());
-        sync_directory(&parent).map_err(io(id, "write", &parent))?;
+        self.sync_volumes(id)?;
         Ok(self.describe(id, &record))
     }
 
@@ -277,7 +299,21 @@ impl DirectoryPool {
             quota::set_project(&handle, project).map_err(limit)?;
             quota::set_limit(&handle, project, record.size_bytes.unwrap_or(0)).map_err(limit)?;
         }
-        sync_directory(data).map_err(io(id, "write", data))
+        if durable(id) {
+            sync_directory(data).map_err(io(id, "write", data))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Makes it durable which volumes of the kind there are.
+    fn sync_volumes(&self, id: &VolumeId) -> Result<(), VolumeError> {
+        let parent = self.root.join("volumes").join(id.kind().as_str());
+        if durable(id) {
+            sync_directory(&parent).map_err(io(id, "write", &parent))
+        } else {
+            Ok(())
+        }
     }
 
     /// A project id that no volume has, nor one whose files (`freeing`) are still being freed.
@@ -322,7 +358,7 @@ impl DirectoryPool {
             ..record
         };
         let path = self.home(id).join("volume.json");
-        record::write(&path, &record).map_err(io(id, "write", &path))?;
+        record::write(&path, &record, durable(id)).map_err(io(id, "write", &path))?;
         self.apply_limit(id, &record)?;
         Ok(self.describe(id, &record))
     }
@@ -420,6 +456,14 @@ impl DirectoryPool {
             tracing::warn!(path = %path.display(), %error, "left for the next start");
         }
         removed.is_ok()
+    }
+}
+
+/// Whether the kind's promise of durability is worth waiting for the disk.
+fn durable(id: &VolumeId) -> bool {
+    match id.kind() {
+        Kind::Named => true,
+        Kind::Root => false,
     }
 }
 

@@ -74,13 +74,17 @@ impl PoolRecord {
                     source,
                 });
             }
+            Err(ReadError::Empty) => {
+                let reason = "it is empty".to_owned();
+                return Err(OpenError::Record { path, reason });
+            }
             Err(ReadError::Damaged(reason)) => return Err(OpenError::Record { path, reason }),
         }
         let record = Self {
             version: VERSION,
             first_project: first_project(root),
         };
-        write(&path, &record).map_err(|source| OpenError::Io {
+        write(&path, &record, true).map_err(|source| OpenError::Io {
             doing: "write",
             path,
             source,
@@ -106,6 +110,8 @@ fn first_project(root: &Path) -> u32 {
 pub(super) enum ReadError {
     /// The system refused.
     Io(std::io::Error),
+    /// It has no bytes.
+    Empty,
     /// It is not what it should be.
     Damaged(String),
 }
@@ -117,18 +123,38 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ReadError> {
     file.take(RECORD_MAX)
         .read_to_end(&mut bytes)
         .map_err(ReadError::Io)?;
+    if bytes.is_empty() {
+        return Err(ReadError::Empty);
+    }
     serde_json::from_slice(&bytes).map_err(|error| ReadError::Damaged(error.to_string()))
 }
 
-/// Replaces a record, durably.
-pub(super) fn write<T: Serialize>(path: &Path, record: &T) -> Result<(), std::io::Error> {
+/// Replaces a record; if `durable`, it is on disk afterwards. Either way a reader finds the old
+/// one or the new one whole.
+pub(super) fn write<T: Serialize>(
+    path: &Path,
+    record: &T,
+    durable: bool,
+) -> Result<(), std::io::Error> {
+    let temporary = path.with_extension("json.new");
+    write_first(&temporary, record, durable)?;
+    fs::rename(&temporary, path)?;
+    if durable {
+        sync_directory(path.parent().unwrap_or(Path::new("/")))
+    } else {
+        Ok(())
+    }
+}
+
+/// Writes a record where nobody looks yet.
+pub(super) fn write_first<T: Serialize>(
+    path: &Path,
+    record: &T,
+    durable: bool,
+) -> Result<(), std::io::Error> {
     let mut bytes = serde_json::to_vec_pretty(record)?;
     bytes.push(b'\n');
-    let temporary = path.with_extension("json.new");
-    let mut file = File::create(&temporary)?;
+    let mut file = File::create(path)?;
     file.write_all(&bytes)?;
-    file.sync_all()?;
-    drop(file);
-    fs::rename(&temporary, path)?;
-    sync_directory(path.parent().unwrap_or(Path::new("/")))
+    if durable { file.sync_all() } else { Ok(()) }
 }

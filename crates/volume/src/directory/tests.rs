@@ -166,3 +166,31 @@ fn the_records_on_disk_stay_readable() {
         text
     );
 }
+
+#[test]
+fn a_root_survives_the_loss_of_its_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = DirectoryPool::open(dir.path()).unwrap();
+    let root = VolumeId::new(Kind::Root, "web").unwrap();
+    let made = pool.ensure(&root, &SPEC).unwrap();
+    fs::write(made.path.join("file"), "content").unwrap();
+    let record = made.path.with_file_name("volume.json");
+    // What a power loss leaves of a file written but not yet on disk: nothing, or no bytes.
+    for lose in [fs::remove_file as fn(_) -> _, |path: std::path::PathBuf| {
+        fs::write(path, "")
+    }] {
+        lose(record.clone()).unwrap();
+        assert_eq!(
+            pool.list().unwrap().len(),
+            1,
+            "it can be seen, so it can be removed"
+        );
+        assert_eq!(pool.ensure(&root, &SPEC).unwrap(), made, "and is put right");
+        assert_eq!(
+            fs::read_to_string(made.path.join("file")).unwrap(),
+            "content"
+        );
+        assert!(fs::read_to_string(&record).unwrap().contains("1048576"));
+    }
+    assert!(pool.remove(&root).unwrap());
+}
