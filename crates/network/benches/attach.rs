@@ -1,6 +1,7 @@
 //! What attaching costs beside what the kernel alone and the usual tools cost, in one run.
 //!
 //! `cargo bench -p network`. Prints medians; asserts nothing. Needs root.
+#![allow(clippy::unwrap_used)]
 
 #[path = "../tests/lab/mod.rs"]
 mod lab;

@@ -6,7 +6,7 @@
 //! else is answered at all.
 //!
 //! The daemon's composition root starts it; the node calls [`Zone::replace`] when instances come
-//! and go. It never reads the store and never calls back. All packets are hostile: [`wire`] reads
+//! and go. It never reads the store and never calls back. All packets are hostile: `wire` reads
 //! them with limits, work in flight is bounded per client and in all, and nothing a client sends
 //! is passed on but the question itself. Source: RFC 1034, 1035, 2308, 6761, 6891, 7766, 8482.
 

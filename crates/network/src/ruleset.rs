@@ -5,8 +5,8 @@
 //! against forged senders. The chains accept by default and only ever drop more: a packet another
 //! table drops stays dropped, since in nftables no table can overrule another's drop.
 //!
-//! Chains and network sets change seldom (a [`Program::skeleton`]); published ports and ports of
-//! instances come and go and are [`Element`]s of sets, which [`crate::Firewall`] adds and deletes
+//! Chains and network sets change seldom (a program's skeleton); published ports and ports of
+//! instances come and go and are elements of sets, which [`crate::Firewall`] adds and deletes
 //! one by one. Source: nft(8), <https://wiki.nftables.org>.
 //!
 //! | packet | rule |

@@ -1,4 +1,5 @@
 //! The driver against the real kernel.
+#![allow(clippy::unwrap_used)]
 
 mod lab;
 

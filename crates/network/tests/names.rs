@@ -1,4 +1,5 @@
 //! Names, asked for from inside instances: by raw packets, and by the C library.
+#![allow(clippy::unwrap_used)]
 
 mod lab;
 

@@ -1,4 +1,5 @@
 //! What packets may do: real connections through the real rules.
+#![allow(clippy::unwrap_used)]
 
 mod lab;
 

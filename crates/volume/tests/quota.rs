@@ -1,4 +1,5 @@
 //! Project quotas on file systems made for the purpose, mounted where only this test sees them.
+#![allow(clippy::print_stderr, clippy::unwrap_used)]
 
 use std::path::Path;
 use std::process::Command;

@@ -1,7 +1,7 @@
 //! A small internet in network namespaces of the test's own: a host that runs the driver, the
 //! world outside of it, and instances. Nothing has a name or a file, so everything ends with the
 //! test's process, however that ends.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
