@@ -36,7 +36,8 @@ use volume::Pool;
 pub use error::NodeError;
 pub use kicks::Kicks;
 pub use paths::Paths;
-pub use wiring::{Wiring, WiringError};
+pub use resolve::ExecRequest;
+pub use wiring::{Wiring, WiringError, gateways};
 
 /// What a node is made of.
 pub struct Parts {

@@ -1,6 +1,9 @@
 //! From a record to a guest: every word of the spec becomes a path, a number or a list.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use engine::{Guest, GuestDevice, GuestMount, GuestNetwork, GuestProcess, MountKind, Root};
 use image::{Digest, RunConfig};
@@ -179,6 +182,54 @@ impl Node {
                     "making the volume {name:?} failed: {panic}"
                 )))
             })
+    }
+}
+
+/// Another program for an instance, as a user asks for it.
+#[derive(Debug, Clone, Default)]
+pub struct ExecRequest {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// Added to the instance's own environment.
+    pub env: BTreeMap<String, String>,
+    /// `user[:group]`; the instance's own when `None`.
+    pub user: Option<String>,
+    /// Absolute path inside; the instance's own when `None`.
+    pub workdir: Option<String>,
+    /// Whether it gets a terminal.
+    pub terminal: bool,
+    /// Whether standard input is sent.
+    pub stdin: bool,
+    /// Size of the terminal: rows, columns.
+    pub size: Option<(u16, u16)>,
+}
+
+impl Node {
+    /// Another program in the surroundings of the instance's own.
+    ///
+    /// # Errors
+    /// When the image cannot be read.
+    pub fn exec_process(
+        &self,
+        record: &InstanceRecord,
+        asked: ExecRequest,
+    ) -> Result<GuestProcess, NodeError> {
+        let (_, image) = self.image(record)?;
+        let mut spec = record.clone();
+        spec.spec.process.terminal = asked.terminal;
+        let mut own = process(&spec, &image)?;
+        for (key, value) in &asked.env {
+            set_variable(&mut own.env, format!("{key}={value}"));
+        }
+        Ok(GuestProcess {
+            args: asked.command,
+            env: own.env,
+            user: asked.user.or(own.user),
+            cwd: asked.workdir.unwrap_or(own.cwd),
+            terminal: asked.terminal,
+            stdin: asked.stdin,
+            size: asked.size,
+        })
     }
 }
 

@@ -19,6 +19,7 @@ use model::{
 use network::{
     Attachment, Driver, Firewall, Guarded, IfName, Mac, NetworkConfig, Outside, Prefix, Published,
     Rules, Transport,
+    dns::{Served, Zone},
 };
 
 /// The domain names of instances stand in.
@@ -84,12 +85,15 @@ struct Attached {
 struct State {
     networks: BTreeMap<String, NetworkRecord>,
     attached: BTreeMap<InstanceId, Attached>,
+    /// Names of instances, by network.
+    zones: BTreeMap<String, Zone>,
     version: u64,
 }
 
 struct Inner {
     driver: Driver,
     state: std::sync::Mutex<State>,
+    names: network::dns::Server,
     /// The rules in force, and the version of the state they were made from.
     firewall: Arc<tokio::sync::Mutex<(Firewall, u64)>>,
 }
@@ -112,6 +116,7 @@ impl Wiring {
         Ok(Self {
             inner: Arc::new(Inner {
                 driver,
+                names: network::dns::Server::new(network::dns::Config::default()),
                 state: std::sync::Mutex::default(),
                 firewall: Arc::new(tokio::sync::Mutex::new((firewall, 0))),
             }),
@@ -164,6 +169,8 @@ impl Wiring {
     pub async fn remove_network(&self, name: &str) -> Result<(), WiringError> {
         self.change(|state| {
             state.networks.remove(name);
+            state.zones.remove(name);
+            self.inner.names.serve(served(state));
         });
         self.apply().await?;
         let network = name.to_owned();
@@ -311,6 +318,7 @@ impl Wiring {
         }
         let (rules, version) = {
             let state = crate::lock(&self.inner.state);
+            name_instances(&state);
             (rules(&state), state.version)
         };
         self.blocking(move |_| {
@@ -436,5 +444,35 @@ fn rules(state: &State) -> Rules {
             .values()
             .map(|one| one.guarded.clone())
             .collect(),
+    }
+}
+
+fn served(state: &State) -> Vec<Served> {
+    let one = |(name, record): (&String, &NetworkRecord)| {
+        let spec = &record.spec;
+        let v4 = spec.ipv4.map(IpNetwork::V4);
+        let v6 = spec.ipv6.map(IpNetwork::V6);
+        Some(Served {
+            listen: gateways(record),
+            clients: v4.into_iter().chain(v6).collect(),
+            zone: state.zones.get(name)?.clone(),
+            forward: spec.outside == model::network::Outside::Nat,
+        })
+    };
+    state.networks.iter().filter_map(one).collect()
+}
+
+/// Gives every network the names of what is attached to it.
+fn name_instances(state: &State) {
+    for (network, zone) in &state.zones {
+        let here = state
+            .attached
+            .values()
+            .filter(|one| one.network == *network);
+        let names = here.map(|one| (&one.name, one.guarded.addresses.clone()));
+        if let Err(error) = zone.replace(names) {
+            // Names of instances are DNS labels by construction.
+            tracing::error!(%error, network, "an instance has a name that cannot be served");
+        }
     }
 }

@@ -1,0 +1,167 @@
+//! Creating an instance: its image, its directory; then the record is ready, or gone with all it
+//! claimed.
+
+use std::net::IpAddr;
+
+use model::record::{InstanceRecord, RecordState};
+use node::{Node, directory, tables};
+use store::{Entry, Store, Txn};
+use workflow::{Context, Finish, Operation, Progress, State, Step, StepError};
+
+use super::{InstanceInput, images::Transfer};
+use crate::{claims, error::joined};
+
+/// Finds the image, fetching it when it is not here, and pins it in the record.
+pub(super) struct FindImage {
+    pub(super) transfer: Transfer,
+}
+
+impl Step for FindImage {
+    fn name(&self) -> &'static str {
+        "image"
+    }
+
+    async fn run(&self, ctx: &Context) -> Result<(), StepError> {
+        let input: InstanceInput = ctx.input()?;
+        let store = &self.transfer.node.parts().store;
+        let entry = creating(store, &input).await?;
+        let mut record = entry.value;
+        if record.image_digest.is_some() {
+            return Ok(());
+        }
+        let images = &self.transfer.node.parts().images;
+        let digest = match images.resolve(&record.spec.image) {
+            Ok(digest) => digest,
+            Err(image::StoreError::NotFound(_)) => {
+                self.transfer
+                    .pull(ctx, &record.spec.image, None, None)
+                    .await?
+            }
+            Err(error) => return Err(StepError::because(&error)),
+        };
+        // Held until the record names it, so that no collection takes it in between.
+        let _hold = images
+            .hold(&digest)
+            .map_err(|error| StepError::because(&error))?;
+        record.image_digest = Some(digest.to_string());
+        // Not waited for: the transaction that ends the operation carries it to the disk.
+        let mut txn = Txn::relaxed();
+        let key = record.id.to_string();
+        tables::INSTANCES.update(&mut txn, &key, entry.revision, &record)?;
+        store.commit(txn).await?;
+        Ok(())
+    }
+
+    async fn undo(&self, _ctx: &Context) -> Result<(), StepError> {
+        // The image stays: it is a cache, and the collection takes what nobody names.
+        Ok(())
+    }
+}
+
+/// Makes the instance's directory.
+pub(super) struct MakeDirectory {
+    pub(super) node: Node,
+}
+
+impl Step for MakeDirectory {
+    fn name(&self) -> &'static str {
+        "directory"
+    }
+
+    async fn run(&self, ctx: &Context) -> Result<(), StepError> {
+        ctx.progress(Progress::message("making its directory"));
+        let input: InstanceInput = ctx.input()?;
+        let store = &self.node.parts().store;
+        // What the directory says is what the record will say when all is done.
+        let record = ready(creating(store, &input).await?.value);
+        let nameservers = nameservers(store, &record).await?;
+        let paths = self.node.parts().paths.clone();
+        let made =
+            tokio::task::spawn_blocking(move || directory::make(&paths, &record, &nameservers));
+        joined(made.await).map_err(|error| StepError::because(&error))
+    }
+
+    async fn undo(&self, ctx: &Context) -> Result<(), StepError> {
+        let input: InstanceInput = ctx.input()?;
+        let paths = self.node.parts().paths.clone();
+        let removed = tokio::task::spawn_blocking(move || directory::remove(&paths, input.id));
+        joined(removed.await).map_err(|error| StepError::because(&error))
+    }
+}
+
+/// Ends a creation: the record is ready and the node takes over, or all claims are given back.
+pub(super) struct Ready {
+    pub(super) node: Node,
+}
+
+impl Finish for Ready {
+    async fn finish(
+        &self,
+        operation: &Operation,
+        store: &Store,
+        txn: &mut Txn,
+    ) -> Result<(), StepError> {
+        let input: InstanceInput = serde_json::from_value(operation.input.clone())
+            .map_err(|error| StepError::because(&error))?;
+        let key = input.id.to_string();
+        let Some(entry) = tables::INSTANCES.get(store, &key).await? else {
+            return Ok(());
+        };
+        if entry.value.state != RecordState::Creating {
+            return Ok(());
+        }
+        match operation.state {
+            State::Succeeded => {
+                tables::INSTANCES.update(txn, &key, entry.revision, &ready(entry.value))?;
+            }
+            State::Undone | State::Cancelled => {
+                tables::INSTANCES.delete(txn, &key, entry.revision);
+                tables::STATUSES.remove(txn, &key);
+                for claim in claims::keys(&entry.value) {
+                    txn.delete(claim);
+                }
+                self.node.forget(input.id);
+            }
+            _ => {
+                let failure = operation.stuck.as_ref().or(operation.error.as_ref());
+                let message = failure.map_or_else(String::new, |failure| failure.message.clone());
+                let record = InstanceRecord {
+                    state: RecordState::Failed { message },
+                    ..entry.value
+                };
+                tables::INSTANCES.update(txn, &key, entry.revision, &record)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn ready(record: InstanceRecord) -> InstanceRecord {
+    InstanceRecord {
+        state: RecordState::Ready,
+        ..record
+    }
+}
+
+async fn creating(
+    store: &Store,
+    input: &InstanceInput,
+) -> Result<Entry<InstanceRecord>, StepError> {
+    let entry = tables::INSTANCES.get(store, &input.id.to_string()).await?;
+    entry.ok_or_else(|| {
+        StepError::permanent(format!(
+            "the record of {:?} is gone; create it again",
+            input.name
+        ))
+    })
+}
+
+async fn nameservers(store: &Store, record: &InstanceRecord) -> Result<Vec<IpAddr>, StepError> {
+    let Some(lease) = &record.lease else {
+        return Ok(Vec::new());
+    };
+    let network = tables::NETWORKS.get(store, lease.network.as_str()).await?;
+    Ok(network
+        .map(|entry| node::gateways(&entry.value))
+        .unwrap_or_default())
+}
