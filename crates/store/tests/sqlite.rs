@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use store::sqlite::{self, Check, OpenError, Options};
-use store::{Durability, Revision, Store, Txn};
+use store::{CommitError, Durability, Revision, Store, Txn};
 
 const WRITERS: usize = 4;
 
@@ -84,6 +84,7 @@ fn child() {
                     task.await.expect("ends");
                 }
             }
+            "full" => fill_the_disk(&store, Path::new(&path)).await,
             other => panic!("no mode {other}"),
         }
     });
@@ -122,6 +123,49 @@ async fn write_forever(store: &Store) {
     for task in tasks {
         task.await.expect("never ends by itself");
     }
+}
+
+/// Writes until there is no room, then makes room.
+async fn fill_the_disk(store: &Store, path: &Path) {
+    let large = |n: usize| {
+        put(
+            &format!("key/{n:04}"),
+            &"v".repeat(100_000),
+            Durability::Durable,
+        )
+    };
+    let mut kept = 0;
+    let error = loop {
+        match store.commit(large(kept)).await {
+            Ok(_) => kept += 1,
+            Err(error) => break error,
+        }
+        assert!(kept < 1000, "the disk must become full");
+    };
+    assert!(matches!(error, CommitError::Full), "{error:?}");
+    assert!(
+        matches!(store.commit(large(kept)).await, Err(CommitError::Full)),
+        "it stays full"
+    );
+    assert_eq!(
+        store.list("key/").await.expect("reads go on").records.len(),
+        kept
+    );
+    let disk = path.parent().expect("a directory");
+    let grown = Command::new("mount")
+        .args(["-o", "remount,size=64m"])
+        .arg(disk)
+        .status()
+        .expect("runs");
+    assert!(grown.success(), "the disk grows");
+    store
+        .commit(large(kept))
+        .await
+        .expect("with room it goes on");
+    assert_eq!(
+        store.list("key/").await.expect("reads").records.len(),
+        kept + 1
+    );
 }
 
 /// Kills what it holds, whatever happens.
@@ -417,4 +461,44 @@ fn a_restart_keeps_records_and_leases_and_never_reuses_a_revision() {
         assert_eq!(store.get("leased").await.expect("reads"), None);
         assert!(store.get("plain").await.expect("reads").is_some());
     });
+}
+
+#[test]
+fn a_full_disk_refuses_commits_and_nothing_else() {
+    let dir = tempfile::tempdir().expect("a directory");
+    // A small disk that only the child sees, and that is gone with it.
+    let unshare = |command: &str| {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--mount", "sh", "-c"]);
+        unshare.arg(format!(
+            "mount -t tmpfs -o size=4m none \"$DISK\" && {command}"
+        ));
+        unshare.env("DISK", dir.path());
+        unshare
+    };
+    if !unshare("true")
+        .output()
+        .is_ok_and(|output| output.status.success())
+    {
+        let mut err = std::io::stderr().lock();
+        let reason = "no mount namespace of its own can be made here";
+        writeln!(err, "SKIP a_full_disk_refuses_commits: {reason}").expect("writes");
+        return;
+    }
+    let child = child_command("full", &dir.path().join("store.db"));
+    let output = unshare("exec \"$0\" \"$@\"")
+        .arg(child.get_program())
+        .args(child.get_args())
+        .envs(
+            child
+                .get_envs()
+                .filter_map(|(key, value)| Some((key, value?))),
+        )
+        .output()
+        .expect("runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}"
+    );
 }

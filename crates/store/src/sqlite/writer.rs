@@ -126,6 +126,15 @@ struct Writer {
     failed: Option<BackendFault>,
 }
 
+/// Closes the history when the writer is gone, even by a panic: nobody waits for it then.
+struct Last(Arc<History>);
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
 /// Starts the thread; it ends when the queue is closed and empty.
 pub(super) fn start(
     opened: Opened,
@@ -149,6 +158,7 @@ pub(super) fn start(
         failed: None,
     };
     let lock = opened.lock;
+    let last = Last(Arc::clone(&writer.history));
     let thread = Builder::new()
         .name("store-write".to_owned())
         .spawn(move || {
@@ -156,6 +166,7 @@ pub(super) fn start(
             // The files first, then the lock: the next owner finds them closed.
             drop(writer);
             drop(lock);
+            drop(last);
         })?;
     Ok((sender, thread))
 }
