@@ -1,0 +1,300 @@
+//! `run` and `launch`: from an image to a running instance.
+
+use std::time::Instant;
+
+use api::{
+    ImagePull, InstanceCreate, InstanceDetail, InstanceSpec, Kind, WaitFor,
+    client::{Client, Session},
+    stream::Attach,
+};
+use clap::{Args, ValueEnum};
+
+use super::spec::SpecArgs;
+use crate::cli::{
+    Context, complete,
+    exit::{Exit, Failure, Outcome},
+    human,
+    progress::{self, OnInterrupt},
+    session::{self, Ended},
+    term::{self, DetachKeys},
+};
+
+/// Seconds the daemon may take with a creation before we begin to show what it does.
+const SILENT_S: u64 = 1;
+
+/// Seconds a launched instance may take to be ready unless said otherwise.
+const READY_S: u64 = 120;
+
+/// When an image is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Pull {
+    /// When it is not here.
+    #[default]
+    Missing,
+    /// Each time, so that the newest is used.
+    Always,
+    /// Not at all.
+    Never,
+}
+
+/// Flags of `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Print its name and return; it goes on by itself
+    #[arg(short, long, conflicts_with = "detach_keys")]
+    detach: bool,
+    /// Delete it when its program ends
+    #[arg(long)]
+    rm: bool,
+    /// Send it our standard input
+    #[arg(short, long)]
+    interactive: bool,
+    /// Give it a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// Keys that leave it running and return
+    #[arg(long, value_name = "KEYS", value_parser = term::detach_keys, default_value = "ctrl-p,ctrl-q")]
+    detach_keys: DetachKeys,
+    /// When to fetch the image
+    #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
+    pull: Pull,
+    #[command(flatten)]
+    spec: SpecArgs,
+    /// The image, such as debian, nginx:1.27 or registry.example.org/team/web
+    #[arg(add = complete::images())]
+    image: String,
+    /// The command, instead of the image's
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+/// Flags of `launch`.
+#[derive(Debug, Args)]
+pub struct LaunchArgs {
+    /// When to fetch the image
+    #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
+    pull: Pull,
+    /// Seconds to wait until it is ready; 0 to return at once
+    #[arg(long, value_name = "SECONDS", default_value_t = READY_S)]
+    timeout: u64,
+    #[command(flatten)]
+    spec: SpecArgs,
+    /// The image, such as debian
+    #[arg(add = complete::images())]
+    image: String,
+}
+
+impl RunArgs {
+    /// Runs it; gives the exit code of its program.
+    pub async fn run(self, cx: &Context) -> Outcome<u8> {
+        let (name, pull) = (self.spec.name.clone(), self.pull);
+        let mut spec = self
+            .spec
+            .into_spec(Kind::Application, self.image, self.command)?;
+        spec.terminal = self.tty;
+        spec.stdin = self.interactive;
+        spec.remove_on_exit = self.rm;
+        if self.tty && self.interactive && !self.detach && !cx.in_is_terminal {
+            return Err(
+                Failure::usage("-t lends the program your terminal, but stdin is not one")
+                    .advise("leave out -t to pipe into it"),
+            );
+        }
+        fetch(cx, pull, &spec.image).await?;
+        if self.detach {
+            let made = create(cx, name, "running", spec).await?;
+            cx.print(&made.instance.name)?;
+            return Ok(0);
+        }
+        let made = create(cx, name, "prepared", spec).await?;
+        let name = made.instance.name.as_str();
+        let session = match attach(&cx.client, name, self.interactive).await {
+            Ok(session) => session,
+            Err(failure) => {
+                // Nobody will ever start it: leave nothing behind.
+                let _ = cx.client.delete_instance(name, true, None).await;
+                return Err(failure);
+            }
+        };
+        let options = session::Options {
+            terminal: self.tty,
+            stdin: self.interactive,
+            detach_keys: &self.detach_keys,
+        };
+        let ended = session::run(cx, session, &options).await?;
+        finish(cx, name, ended).await
+    }
+}
+
+async fn attach(client: &Client, name: &str, stdin: bool) -> Outcome<Session> {
+    let attach = Attach {
+        stdin,
+        start: true,
+        size: term::size(),
+    };
+    Ok(client.attach_instance(name, &attach).await?)
+}
+
+/// What a session's end means for the command: the code of the program, as the daemon tells it
+/// when the stream did not.
+pub async fn finish(cx: &Context, name: &str, ended: Ended) -> Outcome<u8> {
+    match ended {
+        Ended::Exited(code) => Ok(code.clamp(0, 255) as u8),
+        Ended::Detached => {
+            cx.say(&format!(
+                "Left {name} running. Back to it: berth attach {name}"
+            ));
+            Ok(0)
+        }
+        Ended::Lost => Err(Failure::said(
+            Exit::Unreachable,
+            format!("the connection to the daemon was lost; {name} goes on without it"),
+        )
+        .advise(format!(
+            "once the daemon is back: berth attach {name}, or berth logs {name}"
+        ))),
+    }
+}
+
+impl LaunchArgs {
+    /// Launches it and waits until it is ready.
+    pub async fn run(self, cx: &Context) -> Outcome {
+        let begun = Instant::now();
+        let name = self.spec.name.clone();
+        let spec = self.spec.into_spec(Kind::System, self.image, Vec::new())?;
+        let checked = spec.health.is_some();
+        fetch(cx, self.pull, &spec.image).await?;
+        let made = create(cx, name, "running", spec).await?;
+        let name = made.instance.name.clone();
+        let mark = cx.mark();
+        cx.note(&format!("Here's what you get: {}", offer(&made)));
+        cx.note(&format!(
+            "{mark} image {}  {mark} created {name}",
+            human::clean(&made.instance.image)
+        ));
+        if self.timeout > 0 {
+            let until = if checked {
+                WaitFor::Healthy
+            } else {
+                WaitFor::Running
+            };
+            let ready = cx.client.wait_instance(&name, until, self.timeout).await;
+            let ready = ready.map_err(|error| not_ready(error.into(), &name))?;
+            let addresses = ready.instance.addresses.join(" ");
+            cx.note(&format!(
+                "{mark} ready in {:.1} s   {}",
+                begun.elapsed().as_secs_f64(),
+                human::clean(&addresses)
+            ));
+        }
+        if cx.quiet || !cx.out_is_terminal {
+            cx.print(&name)?;
+        }
+        cx.note(&format!(
+            "Next: berth shell {name} · berth logs -f {name} · berth show {name}"
+        ));
+        Ok(())
+    }
+}
+
+fn not_ready(failure: Failure, name: &str) -> Failure {
+    let timeout = failure.is_timeout();
+    let advised = failure.advise(format!(
+        "see what it says: berth logs {name}; and berth show {name}"
+    ));
+    if timeout {
+        return Failure::said(
+            Exit::Timeout,
+            format!("{name} was created, but was not ready in time"),
+        )
+        .advise(advised.hint().unwrap_or_default());
+    }
+    advised
+}
+
+/// The offer in a few words: kind and limits.
+fn offer(made: &InstanceDetail) -> String {
+    let spec = &made.spec;
+    let mut words = vec![match spec.kind {
+        Kind::System => "system container".to_owned(),
+        Kind::Application => "container".to_owned(),
+    }];
+    words.extend(spec.cpus.map(|cpus| format!("{cpus} CPUs")));
+    words.extend(spec.memory.as_ref().map(|size| format!("{size} memory")));
+    words.extend(spec.root_size.as_ref().map(|size| format!("{size} disk")));
+    if words.len() == 1 {
+        words.push("all CPUs and memory of this host".into());
+    }
+    format!("{}. More: --cpus --memory --root-size", words.join(", "))
+}
+
+/// Does what `--pull` asks for before a creation.
+async fn fetch(cx: &Context, pull: Pull, image: &str) -> Outcome {
+    match pull {
+        // Part of the creation itself.
+        Pull::Missing => Ok(()),
+        Pull::Always => {
+            let request = ImagePull {
+                reference: image.to_owned(),
+                ..ImagePull::default()
+            };
+            let operation = cx.client.pull_image(&request).await?;
+            progress::follow(cx, &operation.id, OnInterrupt::Cancel).await?;
+            Ok(())
+        }
+        Pull::Never => match cx.client.show_image(image).await.map_err(Failure::from) {
+            Ok(_) => Ok(()),
+            Err(failure) if failure.is_not_found() => Err(Failure::said(
+                Exit::NotFound,
+                format!("the image {image:?} is not here, and --pull never forbids to fetch it"),
+            )
+            .advise(format!(
+                "berth image pull {image}, or leave out --pull never"
+            ))),
+            Err(failure) => Err(failure),
+        },
+    }
+}
+
+/// Creates an instance and waits until it is made, showing what takes long.
+async fn create(
+    cx: &Context,
+    name: Option<String>,
+    desired: &str,
+    spec: InstanceSpec,
+) -> Outcome<InstanceDetail> {
+    let create = InstanceCreate {
+        name,
+        desired: Some(desired.to_owned()),
+        spec,
+    };
+    let mut made = cx.client.create_instance(&create, Some(SILENT_S)).await?;
+    if made.instance.status == "creating" {
+        let resource = format!("instances/{}", made.instance.name);
+        let mine = cx.client.list_operations().await?;
+        let mine = mine.into_iter().find(|operation| {
+            operation.resource == resource && operation.kind == "instance_create"
+        });
+        if let Some(operation) = mine {
+            progress::follow(cx, &operation.id, OnInterrupt::Cancel).await?;
+        }
+        // By id: another may have the name by now.
+        made = cx.client.show_instance(&made.instance.id).await?;
+    }
+    if made.instance.status == "failed" {
+        let why = made
+            .instance
+            .message
+            .unwrap_or_else(|| "no reason was given".into());
+        let name = made.instance.name;
+        return Err(
+            Failure::error(format!("{name} could not be made: {}", human::clean(&why))).advise(
+                format!("berth show {name} says more; berth rm {name} removes it"),
+            ),
+        );
+    }
+    if let Some(message) = &made.instance.message {
+        cx.note(&human::clean(message));
+    }
+    Ok(made)
+}

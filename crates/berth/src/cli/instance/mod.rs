@@ -1,0 +1,12 @@
+//! The verbs: everything done to instances.
+
+pub mod create;
+pub mod edit;
+pub mod exec;
+pub mod files;
+pub mod list;
+pub mod logs;
+pub mod power;
+pub mod set;
+pub mod spec;
+pub mod stats;
