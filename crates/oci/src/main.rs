@@ -9,7 +9,8 @@
 //! handler for stack overflow) costs more system calls than parsing a bundle, and protects nothing
 //! here, where panics abort.
 //!
-//! Called as `berth-oci oci …`, or with the command at once: `berth-oci run …`.
+//! Called as `berth-oci oci …`, or with the command at once: `berth-oci run …`; as `berth-oci shim …` it
+//! is a container's shim.
 
 #![no_main]
 
@@ -21,6 +22,9 @@ use std::ffi::{c_char, c_int};
 #[unsafe(no_mangle)]
 pub extern "C" fn main(_argc: c_int, _argv: *const *const c_char) -> c_int {
     let mut words = std::env::args_os().skip(1).peekable();
+    if words.peek().is_some_and(|word| word == "shim") {
+        return container::shim::main(words.skip(1)).into();
+    }
     if words.peek().is_some_and(|word| word == "oci") {
         words.next();
     }

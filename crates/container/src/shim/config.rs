@@ -38,6 +38,10 @@ pub struct ShimConfig {
     pub state_root: PathBuf,
     /// The control group, as `linux.cgroupsPath`; must agree with it.
     pub cgroup: String,
+    /// Install the default system call filter for the process's capabilities; the bundle then names
+    /// none. Spares every start writing and reading the policy as JSON.
+    #[serde(default)]
+    pub default_seccomp: bool,
     /// How the kernel rates the shim itself when memory runs out, -1000 to 1000.
     pub oom_score_adj: Option<i16>,
 }

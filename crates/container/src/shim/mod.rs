@@ -39,7 +39,6 @@ mod server;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 pub use cleanup::{CleanupError, cleanup};
 pub use clock::{Timestamp, TimestampError};
@@ -59,9 +58,10 @@ const USAGE: &str = "usage: berth-oci shim --dir DIR\n\n\
     Creates the container that DIR/shim.json describes, stays its parent in the background, and\n\
     prints {\"pid\":…,\"shim_pid\":…} once it is created. Meant for the daemon.\n";
 
-/// Runs `berth-oci shim` with the arguments behind that word. The launching process returns when
-/// the container is created or could not be; the forked shim returns when all is over.
-pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+/// Runs `berth-oci shim` with the arguments behind that word; returns the exit status. The launching
+/// process returns when the container is created or could not be; the forked shim returns when all
+/// is over. The process must have a single thread.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let mut args = args.into_iter();
     let mut dir = None;
     while let Some(arg) = args.next() {
@@ -69,7 +69,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             Some("--dir") => dir = args.next().map(PathBuf::from),
             Some("--help" | "-h") => {
                 let _ = std::io::stdout().lock().write_all(USAGE.as_bytes());
-                return ExitCode::SUCCESS;
+                return 0;
             }
             _ => {
                 dir = None;
@@ -79,18 +79,18 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
     let Some(dir) = dir else {
         let _ = std::io::stderr().lock().write_all(USAGE.as_bytes());
-        return ExitCode::from(2);
+        return 2;
     };
     match launch::launch(&dir) {
         Ok(launch::Role::Launcher(launched)) => {
             let line = serde_json::to_string(&launched).unwrap_or_default();
             let _ = writeln!(std::io::stdout().lock(), "{line}");
-            ExitCode::SUCCESS
+            0
         }
-        Ok(launch::Role::Shim) => ExitCode::SUCCESS,
+        Ok(launch::Role::Shim) => 0,
         Err(error) => {
             let _ = writeln!(std::io::stderr().lock(), "{}", crate::chain(&error));
-            ExitCode::FAILURE
+            1
         }
     }
 }

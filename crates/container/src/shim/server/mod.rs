@@ -410,7 +410,12 @@ impl Server {
 
 /// Makes the container as configured; returns our ends of its pipes.
 fn create_container(config: &ShimConfig) -> Result<(Created, [Option<OwnedFd>; 3]), ServerError> {
-    let (bundle, spec) = bundle::load(&config.bundle)?;
+    let (bundle, mut spec) = bundle::load(&config.bundle)?;
+    if config.default_seccomp {
+        let sets = spec.process.as_ref().and_then(|process| process.capabilities.as_ref());
+        let capabilities = sets.map_or(&[][..], |sets| &sets.bounding);
+        spec.linux.seccomp = Some(seccomp::default_profile(capabilities));
+    }
     let terminal = spec
         .process
         .as_ref()

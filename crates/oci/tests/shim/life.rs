@@ -1,0 +1,196 @@
+//! From launch to nothing: states, the lock, the record, failures, and who may die when.
+
+use container::shim::client::ClientError;
+use container::shim::protocol::{Attach, ErrorCode, Phase, Request};
+use container::shim::{CleanupError, cleanup, holder};
+
+use crate::world::{Wish, World, collect, is_alive, wait_until};
+
+#[test]
+fn a_container_goes_from_created_to_a_durable_record_and_leaves_nothing() {
+    let script = "echo hello; echo sorry >&2; exit 3";
+    let Some(mut world) = World::new("life", script, Wish::default()) else {
+        return;
+    };
+    let launched = world.launch();
+    assert!(is_alive(launched.pid) && is_alive(launched.shim_pid));
+    assert_eq!(holder(&world.dir()).unwrap(), Some(launched.shim_pid));
+    let mut control = world.client();
+    let state = control.state().unwrap();
+    assert_eq!(
+        (state.phase, state.pid, state.generation),
+        (Phase::Created, launched.pid, 7)
+    );
+    assert!(matches!(
+        cleanup(&world.dir()),
+        Err(CleanupError::Alive { .. })
+    ));
+
+    let second = world.launch_raw();
+    assert!(!second.status.success());
+    assert!(
+        String::from_utf8_lossy(&second.stderr).contains("already serves"),
+        "{second:?}"
+    );
+
+    let mut stream = world.attached(Attach::default());
+    control.command(&Request::Start).unwrap();
+    let (text, exited) = collect(&mut stream);
+    let record = world
+        .record()
+        .expect("the record is there before anybody is told");
+    assert_eq!(
+        (exited.code, exited.signal, exited.oom_killed),
+        (3, None, false)
+    );
+    assert_eq!(
+        (record.code, record.exited(), record.generation),
+        (3, exited, 7)
+    );
+    assert!(record.started_at.unwrap() <= record.finished_at);
+    assert!(record.usage.cpu_ns > 0, "{record:?}");
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["hello", "sorry"]);
+    drop((control, stream));
+    world.assert_gone();
+    wait_until("the shim process is gone", || !is_alive(launched.shim_pid));
+    let log = std::fs::read_to_string(&world.config.log.as_ref().unwrap().path).unwrap();
+    assert!(
+        log.contains(" stdout F hello\n") && log.contains(" stderr F sorry\n"),
+        "{log}"
+    );
+}
+
+#[test]
+fn killing_the_shim_takes_the_container_along_and_cleanup_removes_the_rest() {
+    let script = "sleep 1000 & sleep 1000";
+    let Some(mut world) = World::new("kill9", script, Wish::default()) else {
+        return;
+    };
+    let launched = world.launch();
+    world.start();
+    wait_until("both sleep", || {
+        let layout = cgroup::Layout::detect().unwrap();
+        let path = cgroup::CgroupPath::parse(&world.config.cgroup).unwrap();
+        cgroup::Cgroup::open(&layout, &path).is_ok_and(|g| g.pids().unwrap().len() >= 2)
+    });
+    // SAFETY: the shim that this test launched.
+    unsafe { libc::kill(launched.shim_pid, libc::SIGKILL) };
+    wait_until("the container is gone", || !is_alive(launched.pid));
+    assert_eq!(holder(&world.dir()).unwrap(), None);
+    cleanup(&world.dir()).unwrap();
+    world.assert_clean();
+    cleanup(&world.dir()).unwrap();
+    assert_eq!(world.record(), None, "nobody saw how it ended");
+    world.launch();
+    assert_eq!(
+        world.client().state().unwrap().phase,
+        Phase::Created,
+        "the directory is usable again"
+    );
+}
+
+#[test]
+fn killing_the_shim_of_a_container_not_started_leaves_no_process() {
+    let Some(mut world) = World::new("kill9c", "sleep 1000", Wish::default()) else {
+        return;
+    };
+    let launched = world.launch();
+    // SAFETY: the shim that this test launched.
+    unsafe { libc::kill(launched.shim_pid, libc::SIGKILL) };
+    wait_until("the container is gone", || !is_alive(launched.pid));
+    cleanup(&world.dir()).unwrap();
+    world.assert_clean();
+}
+
+#[test]
+fn a_launch_that_fails_says_why_and_leaves_nothing() {
+    let Some(world) = World::new("fails", "true", Wish::default()) else {
+        return;
+    };
+    std::fs::remove_dir_all(world.config.bundle.join("rootfs")).unwrap();
+    let output = world.launch_raw();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && output.stdout.is_empty());
+    assert!(errors.contains("rootfs"), "{errors}");
+    world.assert_clean();
+    assert_eq!(holder(&world.dir()).unwrap(), None);
+
+    let mut config = world.config.clone();
+    config.terminal = true;
+    config.save(&world.dir()).unwrap();
+    let errors = String::from_utf8_lossy(&world.launch_raw().stderr).into_owned();
+    assert!(errors.contains("config.json says false"), "{errors}");
+    std::fs::write(world.dir().join("shim.json"), r#"{"version":99}"#).unwrap();
+    let errors = String::from_utf8_lossy(&world.launch_raw().stderr).into_owned();
+    assert!(errors.contains("version 99"), "{errors}");
+}
+
+#[test]
+fn a_program_that_is_not_there_fails_the_start() {
+    let Some(mut world) = World::new("noprog", "true", Wish::default()) else {
+        return;
+    };
+    let path = world.config.bundle.join("config.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("\"sh\"", "\"/bin/cat\"")).unwrap();
+    world.launch();
+    std::fs::remove_file(world.config.bundle.join("rootfs/bin/busybox")).unwrap();
+    let error = world.client().command(&Request::Start).unwrap_err();
+    assert!(
+        matches!(&error, ClientError::Refused(f) if f.message.contains("/bin/cat")),
+        "{error}"
+    );
+    world.assert_gone();
+    assert_eq!(world.record().unwrap().started_at, None);
+}
+
+#[test]
+fn pause_update_stats_and_signals_reach_the_container() {
+    let script = "trap 'exit 42' TERM; while :; do sleep 0.05; done";
+    let Some(mut world) = World::new("control", script, Wish::default()) else {
+        return;
+    };
+    world.launch();
+    world.start();
+    let mut control = world.client();
+    let refused = control.command(&Request::Start);
+    assert!(matches!(refused, Err(ClientError::Refused(f)) if f.code == ErrorCode::Conflict));
+    control.command(&Request::Pause).unwrap();
+    assert_eq!(control.state().unwrap().phase, Phase::Paused);
+    control.command(&Request::Resume).unwrap();
+    assert_eq!(control.state().unwrap().phase, Phase::Running);
+    let resources = serde_json::json!({ "pids": { "limit": 33 } });
+    control.command(&Request::Update { resources }).unwrap();
+    match control.ask(&Request::Stats).unwrap() {
+        container::shim::protocol::Reply::Stats(stats) => {
+            if let Some(pids) = stats.pids {
+                assert_eq!(pids.limit, Some(33));
+            }
+        }
+        other => panic!("{other:?}"),
+    }
+    let bad = control.command(&Request::Signal {
+        signal: 99,
+        all: false,
+    });
+    assert!(matches!(bad, Err(ClientError::Refused(f)) if f.code == ErrorCode::Invalid));
+    // The shell needs a moment to set its trap; until then TERM does nothing to a first process.
+    let mut waiter = world.client();
+    waiter.send(&Request::Wait).unwrap();
+    wait_until("it ends by TERM", || {
+        let _ = control.command(&Request::Signal {
+            signal: libc::SIGTERM,
+            all: false,
+        });
+        world.record().is_some()
+    });
+    let frame = waiter.receive().unwrap();
+    assert!(
+        String::from_utf8_lossy(&frame.payload).contains(r#""code":42"#),
+        "{frame:?}"
+    );
+    drop((control, waiter));
+    world.assert_gone();
+}
