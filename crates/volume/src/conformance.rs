@@ -8,6 +8,8 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+
 use crate::{Enforcement, Kind, Pool, Populated, VolumeError, VolumeId, VolumeSpec};
 
 const SPEC: VolumeSpec = VolumeSpec {
@@ -134,7 +136,7 @@ fn life_of_a_volume<P: Pool>(open: &impl Fn() -> P) {
 
 fn limits_hold_or_say_that_they_do_not(pool: &impl Pool) {
     let limited = pool.ensure(&id("limited"), &SPEC).expect("ensure");
-    let written = fs::write(limited.path.join("big"), vec![1; 12 << 20]);
+    let written = write_as_guest(&limited.path.join("big"), 12 << 20);
     match (&limited.quota, pool.capabilities().quota) {
         (Enforcement::Enforced, Enforcement::Enforced) => {
             assert!(written.is_err(), "12 MiB went into a volume of 8 MiB");
@@ -146,6 +148,21 @@ fn limits_hold_or_say_that_they_do_not(pool: &impl Pool) {
     }
     let space = pool.space().expect("space");
     assert!(space.free_bytes <= space.total_bytes && space.total_bytes > 0);
+}
+
+/// Writes a file as a guest would: without the host's `CAP_SYS_RESOURCE`, whose holders some file
+/// systems exempt from quotas.
+///
+/// # Panics
+/// If the capability cannot be given up.
+pub fn write_as_guest(path: &Path, bytes: usize) -> Result<(), std::io::Error> {
+    let body = || {
+        let mut sets = capabilities(None).expect("read the thread's capabilities");
+        sets.effective.remove(CapabilitySet::SYS_RESOURCE);
+        set_capabilities(None, sets).expect("give up a capability");
+        fs::write(path, vec![1; bytes])
+    };
+    std::thread::scope(|scope| scope.spawn(body).join().expect("writing does not panic"))
 }
 
 fn populating(pool: &impl Pool, scratch: &Path) {

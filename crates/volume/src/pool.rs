@@ -24,7 +24,9 @@ pub struct VolumeSpec {
 pub enum Enforcement {
     /// No limit was asked for.
     Unlimited,
-    /// Writing past the limit fails.
+    /// Writing past the limit fails. (ext4 exempts those with `CAP_SYS_RESOURCE` over the host:
+    /// root of the host itself, and guests that were given that capability without a user
+    /// namespace.)
     Enforced,
     /// The limit is recorded, but nothing enforces it.
     Unsupported {

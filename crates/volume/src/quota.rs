@@ -16,7 +16,11 @@ use crate::Usage;
 const PRJQUOTA: u32 = 2;
 const Q_GETQUOTA: u32 = 0x80_0007;
 const Q_SETQUOTA: u32 = 0x80_0008;
-const Q_GETFMT: u32 = 0x80_0004;
+/// `Q_XGETQSTAT`: which quotas are on; both ext4 and xfs answer it.
+const Q_XGETQSTAT: u32 = 0x5805;
+
+/// `FS_QUOTA_PDQ_ENFD`: limits of projects are enforced.
+const PROJECTS_ENFORCED: u16 = 1 << 5;
 
 /// `QIF_BLIMITS`: the block limits of a `struct if_dqblk` are meant.
 const QIF_BLIMITS: u32 = 1;
@@ -40,6 +44,16 @@ struct Dqblk {
     valid: u32,
 }
 
+/// `struct fs_quota_stat`; only the flags matter here.
+#[repr(C)]
+#[derive(Default)]
+struct QuotaStat {
+    version: i8,
+    flags: u16,
+    pad: i8,
+    rest: [u64; 9],
+}
+
 /// `struct fsxattr`.
 #[repr(C)]
 #[derive(Default)]
@@ -57,17 +71,17 @@ const FS_IOC_FSSETXATTR: ioctl::Opcode = ioctl::opcode::write::<Fsxattr>(b'X', 3
 
 /// Whether the file system of `directory` enforces project quotas; if not, why.
 pub(crate) fn probe(directory: impl AsFd) -> Result<(), String> {
-    let mut format = 0_u32;
-    match quotactl(&directory, Q_GETFMT, 0, (&raw mut format).cast()) {
-        Ok(()) => Ok(()),
-        Err(Errno::NOSYS) => Err("this kernel has no quotactl_fd (Linux 5.14) or no quotas".into()),
-        Err(Errno::PERM | Errno::ACCESS) => Err("quotas need the right CAP_SYS_ADMIN".into()),
-        Err(Errno::SRCH | Errno::NOTSUP | Errno::INVAL | Errno::NOTTY) => Err(
+    let mut stat = QuotaStat::default();
+    match quotactl(&directory, Q_XGETQSTAT, 0, (&raw mut stat).cast()) {
+        Ok(()) if stat.flags & PROJECTS_ENFORCED != 0 => Ok(()),
+        Err(Errno::PERM | Errno::ACCESS) => {
+            Err("quotas need the capability CAP_SYS_ADMIN".to_owned())
+        }
+        Ok(()) | Err(_) => Err(
             "the pool's file system has no project quotas switched on; use xfs or ext4 with \
-             the feature `project`, mounted with the option prjquota"
-                .into(),
+             the feature `project`, mounted with the option prjquota (Linux 5.14 or later)"
+                .to_owned(),
         ),
-        Err(errno) => Err(format!("the pool's file system refused quotas ({errno})")),
     }
 }
 
@@ -134,7 +148,8 @@ fn quotactl(
     // QCMD(command, type) of <linux/quota.h>.
     let command = command << 8 | PRJQUOTA;
     // SAFETY: the descriptor is open for the call, and `data` points to a live local of the type
-    // the command reads or writes (u32 for Q_GETFMT, `struct if_dqblk` for the others).
+    // the command reads or writes (`struct fs_quota_stat` for Q_XGETQSTAT,
+    // `struct if_dqblk` for the others).
     let outcome = unsafe { libc::syscall(libc::SYS_quotactl_fd, fd, command, project, data) };
     if outcome == 0 {
         return Ok(());
@@ -142,3 +157,10 @@ fn quotactl(
     let code = std::io::Error::last_os_error().raw_os_error();
     Err(code.map_or(Errno::IO, Errno::from_raw_os_error))
 }
+
+/// The kernel's sizes of the structures (`include/uapi/linux/{quota,dqblk_xfs,fs}.h`).
+const _: () = {
+    assert!(size_of::<Dqblk>() == 72);
+    assert!(size_of::<QuotaStat>() == 80);
+    assert!(size_of::<Fsxattr>() == 28);
+};

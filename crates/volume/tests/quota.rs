@@ -65,10 +65,10 @@ fn limits_are_enforced(root: &Path) {
         pool.ensure(&id("b"), &spec).unwrap(),
     );
     std::fs::create_dir(a.path.join("sub")).unwrap();
-    assert!(std::fs::write(a.path.join("sub/big"), vec![1; 5 << 20]).is_err());
-    std::fs::write(b.path.join("big"), vec![1; 3 << 20]).unwrap();
+    assert!(conformance::write_as_guest(&a.path.join("sub/big"), 5 << 20).is_err());
+    conformance::write_as_guest(&b.path.join("big"), 3 << 20).unwrap();
     pool.resize(&id("a"), Some(16 << 20)).unwrap();
-    std::fs::write(a.path.join("sub/big"), vec![1; 5 << 20]).unwrap();
+    conformance::write_as_guest(&a.path.join("sub/big"), 5 << 20).unwrap();
     assert!(pool.usage(&id("a")).unwrap().bytes >= 5 << 20);
 }
 
