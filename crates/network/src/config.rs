@@ -39,6 +39,18 @@ pub struct NetworkConfig {
     pub reaches: Vec<String>,
 }
 
+impl NetworkConfig {
+    /// The host's own addresses on the bridge, each with the subnet's length: gateway and DNS
+    /// server of the network's instances.
+    #[must_use]
+    pub fn gateways(&self) -> Vec<IpNetwork> {
+        let v4 = self.gateway4.map(IpNetwork::V4);
+        v4.into_iter()
+            .chain(self.gateway6.map(IpNetwork::V6))
+            .collect()
+    }
+}
+
 /// One interface of one instance.
 #[derive(Debug, Clone)]
 pub struct Attachment<'a> {

@@ -82,7 +82,8 @@ impl Firewall {
         })
     }
 
-    /// Makes `rules` the rules in force, atomically: no packet meets a half of them.
+    /// Makes `rules` the rules in force, atomically: no packet meets a half of them. Blocks while
+    /// the kernel (or `nft`) works; call it off the async threads.
     ///
     /// # Errors
     /// See [`FirewallError`].

@@ -10,9 +10,10 @@ pub fn fuzz(data: &[u8]) {
     let Some((selector, data)) = data.split_first() else {
         return;
     };
-    match selector % 3 {
+    match selector % 4 {
         0 => question(data),
         1 => answer(data),
+        2 => crate::netlink::fuzz(data),
         _ => {
             let text = String::from_utf8_lossy(data);
             assert!(

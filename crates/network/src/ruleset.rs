@@ -15,6 +15,7 @@
 //! | instance → other network | dropped unless one of both names the other |
 //! | instance → outside | under the host's address (NAT), its own (routed), dropped (internal) |
 //! | outside → instance | published ports only; anything if routed; nothing if internal |
+//! | instance → the host's other addresses | as the host's own rules say; nothing if internal |
 //! | anyone → a gateway's address | only from that network and the host itself |
 
 mod element;

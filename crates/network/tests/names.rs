@@ -174,16 +174,6 @@ struct Names {
     runtime: tokio::runtime::Runtime,
 }
 
-fn served(network: &network::NetworkConfig, zone: &Zone) -> Served {
-    let subnets = lab::addresses(network, 1).0;
-    Served {
-        listen: subnets.iter().map(ipnetwork::IpNetwork::ip).collect(),
-        clients: subnets,
-        zone: zone.clone(),
-        forward: network.outside != Outside::Internal,
-    }
-}
-
 impl Names {
     fn new() -> Self {
         let lab = Lab::new();
@@ -242,7 +232,7 @@ impl Names {
 
     fn serve(&self) {
         let _entered = self.runtime.enter();
-        let both = [0, 1].map(|n| served(&self.networks[n], &self.zones[n]));
+        let both = [0, 1].map(|n| Served::of(&self.networks[n], self.zones[n].clone()));
         self.server.serve(both.into());
         while self
             .server
@@ -402,7 +392,7 @@ fn listeners_follow_changes_of_names_bridges_and_networks() {
         let _entered = names.runtime.enter();
         names
             .server
-            .serve(vec![served(&names.networks[1], &zones[1])]);
+            .serve(vec![Served::of(&names.networks[1], zones[1].clone())]);
     }
     assert_eq!(names.server.state().len(), 2);
     assert!(silent(&again.ns, "10.77.1.1", &packet("new", A)));

@@ -14,6 +14,7 @@ use super::listen::Sockets;
 use super::upstream::Upstreams;
 use super::wire::{self, Bad, Code, Query, kind};
 use super::zone::Zone;
+use crate::{NetworkConfig, Outside};
 
 /// Questions being asked upstream at once, for all clients together.
 const FORWARDS_MAX: usize = 512;
@@ -55,6 +56,22 @@ pub struct Served {
     pub zone: Zone,
     /// Whether other names are asked for upstream; an internal network has no outside.
     pub forward: bool,
+}
+
+impl Served {
+    /// The way to serve `network`: on its gateway addresses, to its subnets, and with an outside
+    /// unless it is internal.
+    #[must_use]
+    pub fn of(network: &NetworkConfig, zone: Zone) -> Self {
+        let clients = network.gateways();
+        let forward = network.outside != Outside::Internal;
+        Self {
+            listen: clients.iter().map(IpNetwork::ip).collect(),
+            clients,
+            zone,
+            forward,
+        }
+    }
 }
 
 /// Whether an address is being listened on.

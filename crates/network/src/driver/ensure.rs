@@ -196,13 +196,8 @@ fn adjust_addresses(
             Errno::NODEV,
         ));
     };
-    let wanted: Vec<IpNetwork> = config
-        .gateway4
-        .map(IpNetwork::V4)
-        .into_iter()
-        .chain(config.gateway6.map(IpNetwork::V6))
-        .chain(config.gateway6.and_then(|_| link_local()))
-        .collect();
+    let mut wanted = config.gateways();
+    wanted.extend(config.gateway6.and_then(|_| link_local()));
     let present: Vec<IpNetwork> = address::list(socket)?
         .into_iter()
         .filter(|(index, _)| *index == bridge.index)

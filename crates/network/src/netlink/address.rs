@@ -105,7 +105,7 @@ pub(crate) fn list(socket: &mut Socket) -> Result<Vec<(u32, IpNetwork)>, Netlink
     Ok(addresses)
 }
 
-fn parse_address(body: &[u8]) -> Option<(u32, IpNetwork)> {
+pub(super) fn parse_address(body: &[u8]) -> Option<(u32, IpNetwork)> {
     let (prefix, index) = (*body.get(1)?, u32_at(body, 4)?);
     let attributes = || Attributes(body.get(IFADDRMSG..).unwrap_or(&[]));
     // On a point-to-point link IFA_ADDRESS is the other side; IFA_LOCAL, if given, is ours.
@@ -152,7 +152,7 @@ pub(crate) fn destinations(socket: &mut Socket) -> Result<Vec<(u32, IpNetwork)>,
     Ok(found)
 }
 
-fn parse_destination(body: &[u8]) -> Option<(u32, IpNetwork)> {
+pub(super) fn parse_destination(body: &[u8]) -> Option<(u32, IpNetwork)> {
     if *body.get(7)? != RTN_UNICAST {
         return None;
     }

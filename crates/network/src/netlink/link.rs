@@ -222,7 +222,7 @@ pub(crate) fn list(socket: &mut Socket) -> Result<Vec<Link>, NetlinkError> {
     Ok(links)
 }
 
-fn parse(body: &[u8]) -> Option<Link> {
+pub(super) fn parse(body: &[u8]) -> Option<Link> {
     let mut link = Link {
         index: u32_at(body, 4)?,
         up: u32_at(body, 8)? & IFF_UP != 0,

@@ -14,3 +14,13 @@ pub(crate) mod socket;
 pub(crate) use message::{Batch, Message};
 pub use socket::NetlinkError;
 pub(crate) use socket::Socket;
+
+/// Reads `data` as the kernel's answers; must not panic. The kernel is trusted, but names and
+/// aliases of links in them are anybody's.
+pub(crate) fn fuzz(data: &[u8]) {
+    for message in attribute::Messages(data) {
+        link::parse(message.body);
+        address::parse_address(message.body);
+        address::parse_destination(message.body);
+    }
+}

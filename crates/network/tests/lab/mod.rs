@@ -168,12 +168,7 @@ impl Lab {
 
 /// An instance's addresses ending in `last`, and its gateways.
 pub fn addresses(network: &NetworkConfig, last: u8) -> (Vec<IpNetwork>, Vec<IpAddr>) {
-    let gateways: Vec<IpNetwork> = network
-        .gateway4
-        .map(IpNetwork::V4)
-        .into_iter()
-        .chain(network.gateway6.map(IpNetwork::V6))
-        .collect();
+    let gateways = network.gateways();
     let own = |gateway: &IpNetwork| {
         let ip: IpAddr = match gateway.ip() {
             IpAddr::V4(ip) => (ip.to_bits() - 1 + u32::from(last)).to_be_bytes().into(),

@@ -188,6 +188,14 @@ proptest! {
         crate::fuzzing::fuzz(&data);
     }
 
+    /// Well-formed on the outside: lengths that lead into the attributes.
+    #[test]
+    fn hostile_netlink_breaks_no_promise(body in prop::collection::vec(any::<u8>(), 0..120)) {
+        let length = u32::try_from(body.len() + 16).unwrap();
+        let header = [&length.to_ne_bytes()[..], &[0; 12]].concat();
+        crate::fuzzing::fuzz(&[&[2], header.as_slice(), &body].concat());
+    }
+
     /// Nearly right packets reach deeper than noise does.
     #[test]
     fn damaged_packets_break_no_promise(
