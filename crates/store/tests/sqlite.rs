@@ -12,6 +12,8 @@ use store::sqlite::{self, Check, OpenError, Options};
 use store::{CommitError, Durability, Revision, Store, Txn};
 
 const WRITERS: usize = 4;
+/// Commits that are made one after the other while syncs are counted.
+const COMMITS: usize = 100;
 
 fn open(path: &Path) -> Store {
     sqlite::open(path, Options::default()).expect("the store opens")
@@ -58,7 +60,6 @@ fn child() {
     let store = open(Path::new(&path));
     runtime().block_on(async {
         match mode.as_str() {
-            "nothing" => {}
             "write" => write_forever(&store).await,
             "durable" | "relaxed" => {
                 let durability = if mode == "durable" {
@@ -66,7 +67,7 @@ fn child() {
                 } else {
                     Durability::Relaxed
                 };
-                for n in 0..40 {
+                for n in 0..COMMITS {
                     let txn = put("key", &n.to_string(), durability);
                     store.commit(txn).await.expect("commits");
                 }
@@ -335,25 +336,21 @@ fn syncs(mode: &str, dir: &Path) -> Option<usize> {
 #[test]
 fn durable_commits_sync_once_each_or_together_and_relaxed_ones_do_not() {
     let dir = tempfile::tempdir().expect("a directory");
-    let Some(nothing) = syncs("nothing", dir.path()) else {
+    let Some(durable) = syncs("durable", dir.path()) else {
         let mut err = std::io::stderr().lock();
         let reason = "strace is missing or may not trace here";
         writeln!(err, "SKIP durable_commits_sync_once_each: {reason}").expect("writes");
         return;
     };
-    let more = |mode| {
-        syncs(mode, dir.path())
-            .expect("traced before")
-            .saturating_sub(nothing)
-    };
-    let (durable, relaxed, group) = (more("durable"), more("relaxed"), more("group"));
-    // A checkpoint of a slow run may add some, and opening is not always the same.
+    let traced = |mode| syncs(mode, dir.path()).expect("traced before");
+    let (relaxed, group) = (traced("relaxed"), traced("group"));
+    // Opening, closing and a checkpoint of a slow run sync some ten times too.
     assert!(
-        (40..=50).contains(&durable),
-        "40 durable commits one by one: {durable} syncs"
+        (COMMITS..COMMITS + 30).contains(&durable),
+        "one by one: {durable} syncs"
     );
-    assert!(relaxed <= 8, "40 relaxed commits: {relaxed} syncs");
-    assert!(group < 32, "64 durable commits at once: {group} syncs");
+    assert!(relaxed < 30, "{COMMITS} relaxed commits: {relaxed} syncs");
+    assert!(group < 45, "64 durable commits at once: {group} syncs");
 }
 
 #[test]

@@ -95,6 +95,24 @@ impl Kind {
         Self::CrashAfter(Crash::Power),
     ];
 
+    const FORWARD: [Self; 7] = [
+        Self::FailBefore,
+        Self::FailAfter,
+        Self::PanicAfter,
+        Self::RetryAfter,
+        Self::Twice,
+        Self::CancelBefore,
+        Self::CancelAfter,
+    ];
+
+    const BACK: [Self; 5] = [
+        Self::FailBefore,
+        Self::FailAfter,
+        Self::PanicAfter,
+        Self::RetryAfter,
+        Self::Twice,
+    ];
+
     const fn fails(self) -> bool {
         matches!(self, Self::FailBefore | Self::FailAfter | Self::PanicAfter)
     }
@@ -287,12 +305,8 @@ pub async fn for_each_fault<S: Scenario, F: Future<Output = S>>(make: impl Fn() 
     report
 }
 
+/// Every fault by itself, and crashes followed by another fault.
 fn cases(steps: usize, policy: OnFailure) -> Vec<Case> {
-    let one = |fault| Case {
-        faults: vec![fault],
-        all_must_happen: true,
-        ..Case::default()
-    };
     let mut cases = vec![
         Case::default(),
         Case {
@@ -300,83 +314,55 @@ fn cases(steps: usize, policy: OnFailure) -> Vec<Case> {
             ..Case::default()
         },
     ];
-    let rest = [
-        Kind::FailBefore,
-        Kind::FailAfter,
-        Kind::PanicAfter,
-        Kind::RetryAfter,
-        Kind::Twice,
-        Kind::CancelBefore,
-        Kind::CancelAfter,
-    ];
-    for step in 0..steps {
-        for kind in Kind::CRASHES.into_iter().chain(rest) {
-            cases.push(one(Fault {
-                step,
-                way: Way::Run,
-                kind,
-            }));
-        }
-        // A crash that loses records, then a failure of an earlier or later step.
-        for kind in Kind::CRASHES {
-            for later in 0..steps {
-                let crash = Fault {
-                    step,
-                    way: Way::Run,
-                    kind,
-                };
-                let fail = Fault {
-                    step: later,
-                    way: Way::Run,
-                    kind: Kind::FailBefore,
-                };
-                cases.push(Case {
-                    faults: vec![crash, fail],
-                    ..Case::default()
-                });
-                let cancel = Fault {
-                    kind: Kind::CancelBefore,
-                    ..fail
-                };
-                cases.push(Case {
-                    faults: vec![crash, cancel],
-                    ..Case::default()
-                });
-            }
+    cases.extend((0..steps).flat_map(|step| forward_cases(step, steps)));
+    if policy == OnFailure::Undo {
+        cases.extend((0..steps).flat_map(back_cases));
+    }
+    cases
+}
+
+const fn fault(step: usize, way: Way, kind: Kind) -> Fault {
+    Fault { step, way, kind }
+}
+
+/// What can go wrong at one step on the way forward.
+fn forward_cases(step: usize, steps: usize) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for kind in Kind::CRASHES.into_iter().chain(Kind::FORWARD) {
+        let faults = vec![fault(step, Way::Run, kind)];
+        cases.push(Case {
+            faults,
+            all_must_happen: true,
+            ..Case::default()
+        });
+    }
+    // A crash that loses records, then a failure or a cancel at an earlier or later step.
+    for crash in Kind::CRASHES {
+        for (later, end) in
+            (0..steps).flat_map(|n| [(n, Kind::FailBefore), (n, Kind::CancelBefore)])
+        {
+            let faults = vec![fault(step, Way::Run, crash), fault(later, Way::Run, end)];
+            cases.push(Case {
+                faults,
+                ..Case::default()
+            });
         }
     }
-    if policy == OnFailure::Stop {
-        return cases;
-    }
-    let back = [
-        Kind::FailBefore,
-        Kind::FailAfter,
-        Kind::PanicAfter,
-        Kind::RetryAfter,
-        Kind::Twice,
-    ];
-    for failing in 0..steps {
-        for step in 0..=failing {
-            for kind in Kind::CRASHES.into_iter().chain(back) {
-                let fail = Fault {
-                    step: failing,
-                    way: Way::Run,
-                    kind: Kind::FailAfter,
-                };
-                let faults = vec![
-                    fail,
-                    Fault {
-                        step,
-                        way: Way::Undo,
-                        kind,
-                    },
-                ];
-                cases.push(Case {
-                    faults,
-                    all_must_happen: true,
-                    ..Case::default()
-                });
-            }
+    cases
+}
+
+/// What can go wrong on the way back from a step that failed after it did its work.
+fn back_cases(failing: usize) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for step in 0..=failing {
+        for kind in Kind::CRASHES.into_iter().chain(Kind::BACK) {
+            let fail = fault(failing, Way::Run, Kind::FailAfter);
+            let faults = vec![fail, fault(step, Way::Undo, kind)];
+            cases.push(Case {
+                faults,
+                all_must_happen: true,
+                ..Case::default()
+            });
         }
     }
     cases
@@ -420,7 +406,7 @@ async fn run<S: Scenario>(
     });
     let mut store = memory.store();
     let start = scenario.prepare(&store).await;
-    let mut engine_now = engine(scenario, &store, &shared);
+    let engine_now = engine(scenario, &store, &shared);
     let kind = scenario.definition(&store).kind;
     let mut planned = engine_now
         .plan(kind, &start.input, start.resources)
@@ -439,30 +425,16 @@ async fn run<S: Scenario>(
         let _ = engine_now.launch(id).await;
     }
 
-    let mut lives = 0;
-    let operation = loop {
-        lives += 1;
-        assert!(
-            lives <= MOST_LIVES,
-            "{case}: still not at its end: {:?}",
-            engine_now.get(id).await
-        );
-        match tokio::time::timeout(HANG, settle(&engine_now, &memory, id)).await {
-            Ok(Some(operation)) if !retry(&engine_now, &memory, &operation, policy).await => {
-                break operation;
-            }
-            Ok(Some(_)) => {}
-            Ok(None) => {
-                report.restarts += 1;
-                engine_now.abort().await;
-                store = memory.restart();
-                engine_now = engine(scenario, &store, &shared);
-                // Another crash is seen in the next round.
-                let _ = engine_now.recover().await;
-            }
-            Err(_) => panic!("{case}: the operation neither ended nor crashed"),
-        }
-    };
+    let operation = to_its_end(
+        scenario,
+        case,
+        policy,
+        &shared,
+        id,
+        (&mut store, engine_now),
+        report,
+    )
+    .await;
     let done = std::mem::take(&mut shared.state().done);
     let at_commit = crashed_at_commit.map(|crashed| *crashed.lock().expect("not poisoned"));
     let happened = done.len() == case.faults.len() && at_commit != Some(false);
@@ -479,6 +451,41 @@ async fn run<S: Scenario>(
     }
     settled_for_good(scenario, case, &memory, &shared, &operation).await;
     happened
+}
+
+/// Restarts what crashed and retries what is stuck until the operation ends.
+async fn to_its_end<S: Scenario>(
+    scenario: &S,
+    case: &Case,
+    policy: OnFailure,
+    shared: &Arc<Shared>,
+    id: OperationId,
+    (store, mut engine_now): (&mut Store, Engine),
+    report: &mut Report,
+) -> Operation {
+    let memory = &shared.memory;
+    for _ in 0..MOST_LIVES {
+        match tokio::time::timeout(HANG, settle(&engine_now, memory, id)).await {
+            Ok(Some(operation)) => {
+                if !retry(&engine_now, memory, &operation, policy).await {
+                    return operation;
+                }
+            }
+            Ok(None) => {
+                report.restarts += 1;
+                engine_now.abort().await;
+                *store = memory.restart();
+                engine_now = engine(scenario, store, shared);
+                // Another crash is seen in the next round.
+                let _ = engine_now.recover().await;
+            }
+            Err(_) => panic!("{case}: the operation neither ended nor crashed"),
+        }
+    }
+    panic!(
+        "{case}: still not at its end: {:?}",
+        engine_now.get(id).await
+    )
 }
 
 /// Crashes at the planned commit; the flag says whether it came to that.
