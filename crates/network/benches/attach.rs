@@ -7,6 +7,7 @@
 mod lab;
 
 use std::io::Write as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use lab::{Lab, Ns, net, prefix};
@@ -23,17 +24,17 @@ fn main() {
         rows.push((name, (0..ROUNDS).map(work).collect()));
     };
     let spaces: Vec<Ns> = (0..ROUNDS).map(|_| Ns::new()).collect();
-    let attachment = |n: usize| {
-        let (addresses, gateways) = lab::addresses(&config, (n % 250) as u8 + 2);
-        (addresses, gateways, format!("instance-{n}"))
-    };
-    row("attach", &mut |n| {
-        let (addresses, gateways, key) = attachment(n);
-        let start = Instant::now();
+    let attach = |space: &Ns| {
+        let n = spaces
+            .iter()
+            .position(|other| std::ptr::eq(other, space))
+            .unwrap();
+        let (addresses, gateways) = lab::addresses(&config, n as u8 + 2);
+        let key = format!("instance-{n}");
         let attachment = Attachment {
             key: &key,
             network: "default",
-            netns: spaces[n].fd(),
+            netns: space.fd(),
             ifname: IfName::parse("eth0").unwrap(),
             mac: Mac::derive(&key),
             addresses,
@@ -43,6 +44,10 @@ fn main() {
             isolated: false,
         };
         lab.driver.attach(&attachment).unwrap();
+    };
+    row("attach", &mut |n| {
+        let start = Instant::now();
+        attach(&spaces[n]);
         start.elapsed()
     });
     row("detach", &mut |n| {
@@ -50,19 +55,33 @@ fn main() {
         assert!(lab.driver.detach(&format!("instance-{n}")).unwrap());
         start.elapsed()
     });
-    row(
-        "kernel: veth pair made by ip -batch, in the namespace",
-        &mut |n| {
-            let fd = std::os::fd::AsRawFd::as_raw_fd(&spaces[n].fd());
-            let peer = format!("/proc/{}/fd/{fd}", std::process::id());
-            let start = Instant::now();
-            lab.host.sh(&format!(
-                "ip link add x{n} master lab-default type veth peer name eth0 netns {peer}"
-            ));
-            start.elapsed()
-        },
-    );
-    row("kernel: ip link del", &mut |n| {
+    let next = AtomicUsize::new(0);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let attach_some = || {
+            while let Some(space) = spaces.get(next.fetch_add(1, Ordering::SeqCst)) {
+                attach(space);
+            }
+        };
+        for _ in 0..8 {
+            scope.spawn(attach_some);
+        }
+    });
+    let each = start.elapsed() / ROUNDS as u32;
+    row("attach, 100 by 8 threads at once", &mut |_| each);
+    lab.driver
+        .sweep(&["default".to_owned()].into(), &Default::default())
+        .unwrap();
+    row("kernel: veth pair made by ip (sh, exec)", &mut |n| {
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&spaces[n].fd());
+        let peer = format!("/proc/{}/fd/{fd}", std::process::id());
+        let start = Instant::now();
+        lab.host.sh(&format!(
+            "ip link add x{n} master lab-default type veth peer name eth0 netns {peer}"
+        ));
+        start.elapsed()
+    });
+    row("kernel: ip link del (sh, exec)", &mut |n| {
         let start = Instant::now();
         lab.host.sh(&format!("ip link del x{n}"));
         start.elapsed()

@@ -212,7 +212,7 @@ impl Names {
         let upstreams = ["10.77.1.1:53", "192.0.2.77:53", "192.0.2.2:53"];
         let config = Config {
             upstreams: Upstreams::Fixed(upstreams.map(|text| text.parse().unwrap()).into()),
-            timeout: Duration::from_millis(300),
+            timeout: Duration::from_millis(700),
             ..Config::default()
         };
         let server = Arc::new(Server::new(config));

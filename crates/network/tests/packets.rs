@@ -92,9 +92,8 @@ fn published_ports(lab: &Lab) {
     assert_eq!(lab.host.ask("127.0.0.1:8081"), host_from("10.77.1.1"));
     assert_eq!(lab.host.ask("192.0.2.1:8080"), host_from("192.0.2.1"));
     assert_eq!(lab.host.ask("10.77.1.2:80"), host_from("10.77.1.1"));
-    assert_eq!(
-        lab.host.ask("[::1]:8080"),
-        None,
+    assert!(
+        lab.host.barred("[::1]:8080"),
         "the kernel cannot, and must not hang"
     );
     // From the instance itself, its neighbour, and another network.
@@ -104,32 +103,31 @@ fn published_ports(lab: &Lab) {
     assert_eq!(far.ns.ask("192.0.2.1:8080"), host_from("10.77.2.2"));
     assert_eq!(peer.ns.ask("10.77.1.2:80"), host_from("10.77.1.3"));
     // What is published on localhost only stays there.
-    assert_eq!(lab.outside.ask("192.0.2.1:8081"), None);
-    assert_eq!(peer.ns.ask("192.0.2.1:8081"), None);
-    assert_eq!(lab.outside.ask("192.0.2.1:8082"), None);
+    assert!(lab.outside.barred("192.0.2.1:8081"));
+    assert!(peer.ns.barred("192.0.2.1:8081"));
+    assert!(lab.outside.barred("192.0.2.1:8082"));
     // Knowing the way is not enough, and loopback is not for instances.
     lab.outside.sh("ip route add 10.77.0.0/16 via 192.0.2.1");
-    assert_eq!(lab.outside.ask("10.77.1.2:80"), None);
+    assert!(lab.outside.barred("10.77.1.2:80"));
     lab.host.serve("127.0.0.1:9000");
     peer.ns
         .sh("echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet
          ip link set lo down; ip addr flush dev lo; ip route add 127.0.0.0/8 via 10.77.1.1");
-    assert_eq!(peer.ns.ask("127.0.0.1:9000"), None);
+    assert!(peer.ns.barred("127.0.0.1:9000"));
     lab.host.sh("nft flush chain inet lab_net raw");
     assert!(
         peer.ns.ask("127.0.0.1:9000").is_some(),
         "only the rule kept it out"
     );
-    assert_eq!(
-        far.ns.ask("10.77.1.2:80"),
-        None,
+    assert!(
+        far.ns.barred("10.77.1.2:80"),
         "other networks' instances are out of reach"
     );
     // A gateway answers its own network only.
     lab.host.serve("10.77.1.1:7000");
     assert!(web.ns.ask("10.77.1.1:7000").is_some() && lab.host.ask("10.77.1.1:7000").is_some());
-    assert_eq!(far.ns.ask("10.77.1.1:7000"), None);
-    assert_eq!(lab.outside.ask("10.77.1.1:7000"), None);
+    assert!(far.ns.barred("10.77.1.1:7000"));
+    assert!(lab.outside.barred("10.77.1.1:7000"));
 }
 
 #[test]
@@ -173,13 +171,13 @@ fn networks_meet_only_where_that_was_asked_for() {
         "10.77.1.2:80",
         "192.0.2.1:22",
     ] {
-        assert_eq!(db2.ns.ask(closed), None, "{closed}");
+        assert!(db2.ns.barred(closed), "{closed}");
     }
-    assert_eq!(front.ns.ask("10.77.2.2:80"), None);
-    assert_eq!(lab.outside.ask("192.0.2.1:5432"), None);
+    assert!(front.ns.barred("10.77.2.2:80"));
+    assert!(lab.outside.barred("192.0.2.1:5432"));
     // Isolated ports: the gateway and the outside, but not each other.
     assert_eq!(isolated[1].ns.ask("192.0.2.2:80"), says("192.0.2.1"));
-    assert_eq!(isolated[1].ns.ask("10.77.3.4:80"), None);
+    assert!(isolated[1].ns.barred("10.77.3.4:80"));
     assert_eq!(app.ns.ask("10.77.3.4:80"), says("10.77.3.2"));
 }
 
@@ -199,9 +197,8 @@ fn an_instance_cannot_pose_as_another() {
     firewall.apply(&rules).unwrap();
     honest.ns.serve("[::]:80");
     assert!(forger.ns.ask("10.77.1.2:80").is_some());
-    assert_eq!(
-        newcomer.ns.ask("10.77.1.2:80"),
-        None,
+    assert!(
+        newcomer.ns.barred("10.77.1.2:80"),
         "an unknown port passes nothing"
     );
     rules.guarded.push(newcomer.guarded.clone());
@@ -215,18 +212,14 @@ fn an_instance_cannot_pose_as_another() {
         forger.ns.sh(&format!(
             "ip addr add {forged} dev eth0 2>/dev/null || true"
         ));
-        assert_eq!(forger.ns.ask("10.77.1.2:80"), None, "{forged}");
-        assert_eq!(forger.ns.ask("[fd77:1::2]:80"), None, "{forged}");
+        assert!(forger.ns.barred("10.77.1.2:80"), "{forged}");
+        assert!(forger.ns.barred("[fd77:1::2]:80"), "{forged}");
     }
     forger.ns.sh(
         "ip addr flush dev eth0; ip link set eth0 address 02:00:00:00:00:99
          ip addr add 10.77.1.3/24 dev eth0",
     );
-    assert_eq!(
-        forger.ns.ask("10.77.1.2:80"),
-        None,
-        "another hardware address"
-    );
+    assert!(forger.ns.barred("10.77.1.2:80"), "another hardware address");
     forger
         .ns
         .sh(&format!("ip link set eth0 address {}", forger.guarded.mac));
@@ -326,12 +319,12 @@ fn small_changes_end_in_the_same_rules_as_replacing_everything() {
     assert_eq!(lab.host.sh("nft list ruleset").trim(), "");
 }
 
-/// Sends from one socket until `text` is heard back, so that it is one flow all along.
-fn hears(lab: &Lab, socket: &UdpSocket) -> Option<String> {
+/// Sends from one socket, so that it is one flow all along, until something is heard back.
+fn hears(lab: &Lab, socket: &UdpSocket, tries: usize) -> Option<String> {
     let mut buffer = [0; 64];
     lab.outside.run(|| {
         // The first may only fetch a complaint about an earlier one.
-        for _ in 0..3 {
+        for _ in 0..tries {
             if socket.send(b"?").is_ok()
                 && let Ok(length) = socket.recv(&mut buffer)
             {
@@ -375,18 +368,18 @@ fn a_udp_client_that_never_pauses_follows_changes_of_published_ports() {
         .set_read_timeout(Some(std::time::Duration::from_millis(200)))
         .unwrap();
     client.connect("192.0.2.1:5000").unwrap();
-    assert_eq!(hears(&lab, &client), None, "nothing is published yet");
+    assert_eq!(hears(&lab, &client, 3), None, "nothing is published yet");
     for (n, name) in ["one", "two"].into_iter().enumerate() {
         rules.published = vec![publish(n)];
         assert!(matches!(
             firewall.apply(&rules).unwrap(),
             Applied::Elements(_)
         ));
-        assert_eq!(hears(&lab, &client).as_deref(), Some(name));
+        assert_eq!(hears(&lab, &client, 50).as_deref(), Some(name));
     }
     rules.published.clear();
     firewall.apply(&rules).unwrap();
-    assert_eq!(hears(&lab, &client), None, "no longer published");
+    assert_eq!(hears(&lab, &client, 3), None, "no longer published");
 
     let holder = lab.host.run(|| UdpSocket::bind("0.0.0.0:5001").unwrap());
     let range = Published {
@@ -416,7 +409,7 @@ fn what_the_hosts_own_firewall_drops_stays_dropped() {
         guarded: guarded(&[&web]),
     };
     firewall.apply(&rules).unwrap();
-    assert_eq!(lab.outside.ask("192.0.2.1:8080"), None);
+    assert!(lab.outside.barred("192.0.2.1:8080"));
     assert!(lab.outside.ask("192.0.2.1:8081").is_some());
     firewall.remove().unwrap();
     assert!(lab.host.sh("nft list ruleset").contains("table inet admin"));

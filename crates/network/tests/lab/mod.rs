@@ -13,8 +13,11 @@ use ipnetwork::IpNetwork;
 use network::{Attachment, Driver, Guarded, IfName, Mac, NetworkConfig, Outside, Prefix};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
-/// How long a connection may take before it counts as dropped.
-const PATIENCE: Duration = Duration::from_millis(400);
+/// How long a connection that should come about may take, on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long to wait for a connection that should not come about.
+const IMPATIENCE: Duration = Duration::from_millis(300);
 
 /// A network namespace that lives as long as this handle.
 pub struct Ns(OwnedFd);
@@ -72,12 +75,21 @@ impl Ns {
         });
     }
 
-    /// Connects from inside; what the server says, or `None` if it cannot be reached.
+    /// Connects from inside; what the server says.
     pub fn ask(&self, address: &str) -> Option<String> {
+        self.connect(address, PATIENCE)
+    }
+
+    /// Whether the server cannot be reached from inside.
+    pub fn barred(&self, address: &str) -> bool {
+        self.connect(address, IMPATIENCE).is_none()
+    }
+
+    fn connect(&self, address: &str, patience: Duration) -> Option<String> {
         let address: SocketAddr = address.parse().unwrap();
         self.run(|| {
-            let mut stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut stream = TcpStream::connect_timeout(&address, patience).ok()?;
+            stream.set_read_timeout(Some(patience)).unwrap();
             let mut text = String::new();
             stream.read_to_string(&mut text).ok()?;
             Some(text)
