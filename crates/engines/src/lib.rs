@@ -1,1 +1,6 @@
-//! Adapters from the engine trait to what runs instances
+//! Adapters: what runs instances, behind the [`engine::Engine`] trait. Only the binary's
+//! composition root names them.
+
+#![forbid(unsafe_code)]
+
+pub mod container;

@@ -9,6 +9,7 @@ mod poll;
 mod requests;
 mod session;
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -107,8 +108,10 @@ pub(super) struct Server {
     exited: Option<Exited>,
     /// The record that is not durable yet, since when, and when it is tried again.
     unsaved: Option<(ExitRecord, Instant, Instant)>,
-    /// When the shim leaves, whoever still reads.
-    leave_by: Option<Instant>,
+    /// Held until the container is over; the directory may then be used anew.
+    lock: Option<File>,
+    /// When the container was over and told; the shim lingers for clients that still read.
+    told: Option<Instant>,
 }
 
 impl Server {
@@ -116,6 +119,7 @@ impl Server {
     pub(super) fn create(
         dir: &Path,
         config: ShimConfig,
+        lock: File,
     ) -> Result<(Server, Launched), ServerError> {
         let children = poll::children().map_err(system("watch for its children"))?;
         let poller = Poller::new().map_err(system("make an event queue"))?;
@@ -161,7 +165,8 @@ impl Server {
             paused: false,
             exited: None,
             unsaved: None,
-            leave_by: None,
+            lock: Some(lock),
+            told: None,
         };
         Ok((
             server,
@@ -199,22 +204,30 @@ impl Server {
             self.save_exit();
             self.sweep();
         }
-        let _ = std::fs::remove_file(self.identity.dir.join(SOCKET_FILE));
     }
 
-    /// Whether all is told and nobody is owed anything.
+    /// Whether all is told and nobody is owed anything, or was given time enough.
     fn may_leave(&self) -> bool {
-        let Some(leave_by) = self.leave_by else {
-            return false;
-        };
-        let all_told = self.connections.iter().flatten().all(|c| c.behind() == 0);
-        all_told || Instant::now() >= leave_by
+        let Some(told) = self.told else { return false };
+        let waited = told.elapsed();
+        self.connections
+            .iter()
+            .flatten()
+            .all(|c| c.behind() == 0 || waited >= c.patience())
     }
 
     fn timeout(&self) -> Option<Duration> {
-        let retry = self.unsaved.as_ref().map(|(_, _, again)| *again);
-        let next = [retry, self.leave_by].into_iter().flatten().min()?;
-        Some(next.saturating_duration_since(Instant::now()))
+        if let Some((_, _, again)) = &self.unsaved {
+            return Some(again.saturating_duration_since(Instant::now()));
+        }
+        let told = self.told?;
+        let left = |c: &Connection| c.patience().saturating_sub(told.elapsed());
+        self.connections
+            .iter()
+            .flatten()
+            .filter(|c| c.behind() > 0)
+            .map(left)
+            .min()
     }
 
     /// Tells the kernel what each descriptor is waited for now. Here backpressure happens: input
@@ -230,7 +243,7 @@ impl Server {
         let lagging = |session: usize, connection: &Connection| {
             let owns = matches!(connection.role,
                 Role::Stream { session: s, lossless: true, .. } if s == session);
-            owns && connection.behind() > HOLD_BACK
+            owns && !connection.closing && connection.behind() > HOLD_BACK
         };
         for (i, session) in sessions.iter_mut().enumerate() {
             let Some(session) = session else { continue };
@@ -412,7 +425,10 @@ impl Server {
 fn create_container(config: &ShimConfig) -> Result<(Created, [Option<OwnedFd>; 3]), ServerError> {
     let (bundle, mut spec) = bundle::load(&config.bundle)?;
     if config.default_seccomp {
-        let sets = spec.process.as_ref().and_then(|process| process.capabilities.as_ref());
+        let sets = spec
+            .process
+            .as_ref()
+            .and_then(|process| process.capabilities.as_ref());
         let capabilities = sets.map_or(&[][..], |sets| &sets.bounding);
         spec.linux.seccomp = Some(seccomp::default_profile(capabilities));
     }
