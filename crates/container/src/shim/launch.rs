@@ -88,6 +88,7 @@ fn system(action: &'static str) -> impl Fn(Errno) -> LaunchError {
 /// Forks the shim of `dir` and waits until its container is created.
 pub(crate) fn launch(dir: &Path) -> Result<Role, LaunchError> {
     let dir = &std::path::absolute(dir).map_err(|e| FileError::new("find", dir, e))?;
+    close_inherited();
     let config = ShimConfig::load(dir)?;
     let (read, write) =
         rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(system("make a pipe"))?;
@@ -110,6 +111,12 @@ pub(crate) fn launch(dir: &Path) -> Result<Role, LaunchError> {
             hear(dir, read).map(Role::Launcher)
         }
     }
+}
+
+/// A shim outlives who launched it: it must not keep anything open that was left open by mistake.
+fn close_inherited() {
+    // SAFETY: this is the first thing this program does; it has opened nothing yet.
+    unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
 }
 
 #[derive(Serialize, Deserialize)]
@@ -144,17 +151,16 @@ fn serve(dir: &Path, config: ShimConfig, report: OwnedFd) {
         let _ = report.write_all(&line);
     };
     match begin(dir, config) {
-        Ok((lock, server, launched)) => {
+        Ok((server, launched)) => {
             say(&mut report, Report::Created(launched));
             drop(report);
             server.run();
-            drop(lock);
         }
         Err(error) => say(&mut report, Report::Failed(crate::chain(&error))),
     }
 }
 
-fn begin(dir: &Path, config: ShimConfig) -> Result<(File, Server, Launched), LaunchError> {
+fn begin(dir: &Path, config: ShimConfig) -> Result<(Server, Launched), LaunchError> {
     rustix::process::setsid().map_err(system("start a session"))?;
     let Some(lock) = lock::take(dir)? else {
         return Err(LaunchError::Taken {
@@ -165,13 +171,13 @@ fn begin(dir: &Path, config: ShimConfig) -> Result<(File, Server, Launched), Lau
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
         .map_err(system("become the parent of orphans"))?;
     let oom_score = config.oom_score_adj;
-    let (server, launched) = Server::create(dir, config)?;
+    let (server, launched) = Server::create(dir, config, lock)?;
     // Only now: the container's own score does not derive from it.
     if let Some(score) = oom_score {
         let _ = std::fs::write("/proc/self/oom_score_adj", score.to_string());
     }
     trim();
-    Ok((lock, server, launched))
+    Ok((server, launched))
 }
 
 /// Lets go of the launcher's streams and directory; what a panic says goes to `shim.err`.

@@ -10,7 +10,7 @@
 //!                                                    ▼
 //!                     Created ──start──► Running ◄─pause/resume─► Paused
 //!                        └──────────────────┴───── first process exits ─────┘
-//!        drain output → exit record on disk → remove group and state → tell clients → unlink, exit
+//!   drain output → exit record on disk → remove group and state → unlink, unlock → tell clients, go
 //! ```
 //!
 //! What is in `DIR` (mode 0700): `shim.json` (the daemon's), `lock` (held while a shim lives),

@@ -18,6 +18,9 @@
 //!                 ◄─────────────────── Exited{code, …}
 //! ```
 //!
+//! When the container is over the shim stays only until connected clients have read what they are
+//! owed. A connection that is refused or breaks then is no mystery: the exit record is on disk.
+//!
 //! Versions: [`VERSION`] counts incompatible changes. Fields may be added; unknown ones are ignored.
 
 use serde::{Deserialize, Serialize};
@@ -131,8 +134,8 @@ pub struct Attach {
     pub size: Option<(u16, u16)>,
     /// How many bytes of the log's end to send first, at most 1 MiB.
     pub tail_bytes: u32,
-    /// Hold the container's output back while this client is slow, instead of dropping the
-    /// client. For a foreground `run`, whose output must be complete.
+    /// Hold the container's output (and its log) back while this client is slow, instead of
+    /// dropping the client. For a foreground `run`, whose output must be complete.
     pub lossless: bool,
 }
 

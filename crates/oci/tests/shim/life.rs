@@ -194,3 +194,44 @@ fn pause_update_stats_and_signals_reach_the_container() {
     drop((control, waiter));
     world.assert_gone();
 }
+
+/// The shim is killed a little later each time: while it makes the container, while that waits, runs
+/// and ends. Whatever is left then, cleanup removes it.
+#[test]
+fn a_shim_killed_at_any_moment_leaves_nothing_that_cleanup_does_not_remove() {
+    let script = "echo begins; sleep 0.01";
+    let Some(mut world) = World::new("anytime", script, Wish::default()) else {
+        return;
+    };
+    for step in 0..24 {
+        let dir = world.dir();
+        let mut launcher = std::process::Command::new(env!("CARGO_BIN_EXE_berth-oci"))
+            .args(["shim", "--dir"])
+            .arg(&dir)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut shim = None;
+        wait_until("a shim has the directory", || {
+            shim = holder(&dir).unwrap();
+            shim.is_some() || launcher.try_wait().unwrap().is_some()
+        });
+        if step % 2 == 1 {
+            launcher.wait().unwrap();
+            if let Ok(mut client) = container::shim::client::Client::connect(&dir) {
+                let _ = client.command(&Request::Start);
+            }
+        }
+        std::thread::sleep(std::time::Duration::from_micros(900 * step));
+        if let Some(pid) = shim.filter(|_| holder(&dir).unwrap() == shim) {
+            // SAFETY: the shim of this test, by the id that its lock states.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+        launcher.wait().unwrap();
+        wait_until("the shim is gone", || holder(&dir).unwrap().is_none());
+        cleanup(&dir).unwrap();
+        world.assert_clean();
+    }
+    world.launch();
+}

@@ -173,3 +173,23 @@ fn hostile_clients_are_refused_and_the_container_lives_on() {
     wait_until("the shim answers", || world.client().state().is_ok());
     assert_eq!(world.client().state().unwrap().phase, Phase::Created);
 }
+
+#[test]
+fn a_shim_that_waits_for_a_reader_gives_its_directory_free() {
+    let script = "yes 0123456789 | head -c 400000";
+    let Some(mut world) = World::new("linger", script, Wish::default()) else {
+        return;
+    };
+    world.launch();
+    let mut pager = world.attached(Attach {
+        lossless: true,
+        ..Attach::default()
+    });
+    world.start();
+    world.assert_gone();
+    assert_eq!(world.record().unwrap().code, 0);
+    world.launch();
+    assert_eq!(world.client().state().unwrap().phase, Phase::Created);
+    let (text, exited) = collect(&mut pager);
+    assert_eq!((text.len(), exited.code), (400_000, 0));
+}

@@ -75,6 +75,7 @@ impl World {
             state_root: at("state"),
             cgroup: format!("/berth-{id}/c"),
             oom_score_adj: None,
+            default_seccomp: false,
         };
         let spec = spec(&config, script, &wish);
         fs::write(at("bundle/config.json"), spec.to_string()).unwrap();

@@ -1,6 +1,7 @@
 //! A client's connection: bytes in, frames out, within bounds.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
@@ -14,6 +15,11 @@ use crate::shim::protocol::{self, Decoder, ErrorCode, Failure, Kind, Reply};
 pub(super) const MAX_BEHIND: usize = 1 << 20;
 /// At this, in bytes, a source that may be held back is held back.
 pub(super) const HOLD_BACK: usize = 256 << 10;
+
+/// How long a client may take to read what is left when the container is over.
+const LINGER: Duration = Duration::from_secs(3);
+/// The same for one whose output has to be complete: somebody may page through it.
+const LINGER_LOSSLESS: Duration = Duration::from_secs(600);
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +71,14 @@ impl Connection {
     /// Bytes the client has yet to read.
     pub(super) fn behind(&self) -> usize {
         self.out.len() - self.sent
+    }
+
+    /// How long the shim stays for this client when all is over.
+    pub(super) fn patience(&self) -> Duration {
+        match self.role {
+            Role::Stream { lossless: true, .. } => LINGER_LOSSLESS,
+            _ => LINGER,
+        }
     }
 
     /// Whether nothing is left to do.

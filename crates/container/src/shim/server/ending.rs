@@ -6,14 +6,12 @@ use std::time::{Duration, Instant};
 use super::connection::Role;
 use super::session::Taken;
 use super::{MAIN, Server};
-use crate::shim::FALLBACK_EXIT_FILE;
 use crate::shim::clock::Timestamp;
 use crate::shim::exit::{EXIT_VERSION, ExitRecord, Usage};
 use crate::shim::protocol::{Exited, Reply};
+use crate::shim::{FALLBACK_EXIT_FILE, SOCKET_FILE};
 use crate::{Delete, chain};
 
-/// How long clients may take to read the last of it.
-const LINGER: Duration = Duration::from_secs(3);
 /// How often a record that could not be written is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 /// How long, before the fallback in the run directory has to do.
@@ -144,6 +142,9 @@ impl Server {
                 Err(error) => self.complain(&chain(&error)),
             }
         }
+        // Whoever comes from here on finds the record, and may launch another shim here.
+        let _ = std::fs::remove_file(self.identity.dir.join(SOCKET_FILE));
+        self.lock = None;
         let exited = record.exited();
         self.exited = Some(exited);
         for connection in self.connections.iter_mut().flatten() {
@@ -155,7 +156,7 @@ impl Server {
                 _ => {}
             }
         }
-        self.leave_by = Some(Instant::now() + LINGER);
+        self.told = Some(Instant::now());
     }
 
     /// Leaves a line in `shim.err`.
