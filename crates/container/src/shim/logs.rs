@@ -182,34 +182,25 @@ impl Logs {
         }
     }
 
-    /// Drops all but the last `tail` lines of what is there now.
+    /// Drops all but the last `tail` lines of what is there now. Pieces at the very end are a line.
     fn skip_to_tail(&mut self, tail: usize) -> Result<(), FileError> {
-        let mut kept: VecDeque<Record> = VecDeque::new();
-        let mut lines = 0;
+        let mut lines: VecDeque<Vec<Record>> = VecDeque::new();
+        let mut pieces = Vec::new();
         while let Some(record) = self.next_record()? {
-            lines += usize::from(record.whole);
-            kept.push_back(record);
-            // A piece at the very end is a line too, hence one more is kept until the end.
-            while lines > tail {
-                match kept.pop_front() {
-                    Some(record) => lines -= usize::from(record.whole),
-                    None => break,
-                }
+            let whole = record.whole;
+            pieces.push(record);
+            if whole {
+                lines.push_back(std::mem::take(&mut pieces));
+            }
+            if lines.len() > tail {
+                lines.pop_front();
             }
         }
-        if kept.back().is_some_and(|record| !record.whole) {
-            while lines + 1 > tail && !kept.is_empty() {
-                match kept.iter().position(|record| record.whole) {
-                    Some(end) if lines > 0 => {
-                        kept.drain(..=end);
-                        lines -= 1;
-                    }
-                    _ if tail == 0 => kept.clear(),
-                    _ => break,
-                }
-            }
+        if !pieces.is_empty() {
+            lines.push_back(pieces);
         }
-        self.ready = kept;
+        let surplus = lines.len().saturating_sub(tail);
+        self.ready = lines.into_iter().skip(surplus).flatten().collect();
         Ok(())
     }
 

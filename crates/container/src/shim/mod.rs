@@ -54,6 +54,16 @@ pub const SOCKET_FILE: &str = "shim.sock";
 /// Where the exit record goes if its own place takes nothing.
 pub const FALLBACK_EXIT_FILE: &str = "exit.json";
 
+/// Fuzz target: every parser of this module.
+#[doc(hidden)]
+pub fn fuzz(data: &[u8]) {
+    protocol::fuzz(data);
+    let _ = logs::Record::parse(data);
+    let _ = Timestamp::from_bytes(data);
+    let _ = serde_json::from_slice::<ShimConfig>(data);
+    let _ = serde_json::from_slice::<ExitRecord>(data);
+}
+
 const USAGE: &str = "usage: berth-oci shim --dir DIR\n\n\
     Creates the container that DIR/shim.json describes, stays its parent in the background, and\n\
     prints {\"pid\":…,\"shim_pid\":…} once it is created. Meant for the daemon.\n";

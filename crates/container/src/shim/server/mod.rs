@@ -4,6 +4,7 @@
 //! is over and told. Everything is bounded: clients, execs, what is held for each.
 
 mod connection;
+mod create;
 mod ending;
 mod poll;
 mod requests;
@@ -14,71 +15,29 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::SocketFlags;
 use rustix::process::WaitOptions;
 
 use super::SOCKET_FILE;
 use super::clock::Timestamp;
-use super::config::{Rootfs, ShimConfig};
-use super::durable::FileError;
+use super::config::ShimConfig;
 use super::exit::ExitRecord;
 use super::launch::Launched;
 use super::log::Log;
 use super::protocol::{Exited, Reply};
-use crate::bundle::{self, BundleError};
-use crate::{Container, CreateError, CreateRequest, Created, Delete, Launch, Overlay, Runtime};
+use crate::{Container, Created, Delete};
 
 use connection::{Connection, HOLD_BACK, Role};
+use create::system;
 use poll::{Flags, Poller, Token, Watched};
-use session::{Pipes, Session, Taken, stream_of};
+use session::{Session, Taken, stream_of};
+
+pub(super) use create::ServerError;
 
 /// Clients at a time.
 const MAX_CONNECTIONS: usize = 64;
 /// The container's own session; execs have higher numbers.
 const MAIN: usize = 0;
-
-/// Why a shim could not begin. Nothing is left behind.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ServerError {
-    /// The bundle cannot be used.
-    #[error(transparent)]
-    Bundle(#[from] BundleError),
-    /// `shim.json` and `config.json` contradict each other.
-    #[error(
-        "shim.json says {field} is {shim}, and the bundle's config.json says {bundle}; write both alike"
-    )]
-    Mismatch {
-        /// Which field.
-        field: &'static str,
-        /// In `shim.json`.
-        shim: String,
-        /// In `config.json`.
-        bundle: String,
-    },
-    /// The container cannot be made.
-    #[error(transparent)]
-    Create(#[from] CreateError),
-    /// A file operation failed.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// A system call failed.
-    #[error("the shim cannot {action}")]
-    System {
-        /// What was tried.
-        action: &'static str,
-        /// What the kernel said.
-        source: std::io::Error,
-    },
-}
-
-fn system(action: &'static str) -> impl Fn(Errno) -> ServerError {
-    move |errno| ServerError::System {
-        action,
-        source: errno.into(),
-    }
-}
 
 /// What of the configuration is needed to the end.
 #[derive(Debug)]
@@ -124,7 +83,7 @@ impl Server {
         let children = poll::children().map_err(system("watch for its children"))?;
         let poller = Poller::new().map_err(system("make an event queue"))?;
         let log = config.log.clone().map(Log::open).transpose()?;
-        let (created, ours) = create_container(&config)?;
+        let (created, ours) = create::container(&config)?;
         let Created {
             container,
             pid,
@@ -132,7 +91,7 @@ impl Server {
             warnings,
             ..
         } = created;
-        let ready = listen(&dir.join(SOCKET_FILE)).and_then(|listener| {
+        let ready = create::listen(&dir.join(SOCKET_FILE)).and_then(|listener| {
             let session =
                 Session::new(pid, ours, console).map_err(system("prepare the streams"))?;
             Ok((listener, session))
@@ -419,97 +378,4 @@ impl Server {
     fn exited_reply(&self) -> Option<Reply> {
         self.exited.map(Reply::Exited)
     }
-}
-
-/// Makes the container as configured; returns our ends of its pipes.
-fn create_container(config: &ShimConfig) -> Result<(Created, [Option<OwnedFd>; 3]), ServerError> {
-    let (bundle, mut spec) = bundle::load(&config.bundle)?;
-    if config.default_seccomp {
-        let sets = spec
-            .process
-            .as_ref()
-            .and_then(|process| process.capabilities.as_ref());
-        let capabilities = sets.map_or(&[][..], |sets| &sets.bounding);
-        spec.linux.seccomp = Some(seccomp::default_profile(capabilities));
-    }
-    let terminal = spec
-        .process
-        .as_ref()
-        .is_some_and(|process| process.terminal);
-    check("the terminal", config.terminal, terminal)?;
-    check(
-        "the control group",
-        &config.cgroup,
-        &spec.linux.cgroups_path,
-    )?;
-    let pipes = if terminal {
-        Pipes::none()
-    } else {
-        Pipes::new(config.stdin_open)
-    };
-    let (theirs, ours) = pipes.map_err(system("make pipes"))?.split();
-    let mut request = CreateRequest::new(&config.instance, bundle, spec);
-    request.stdio = theirs;
-    request.launch = Launch::OnStart;
-    request.die_with_parent = true;
-    request.rootfs = rootfs(&config.rootfs);
-    let created = Runtime::new(&config.state_root).create(request)?;
-    Ok((created, ours))
-}
-
-fn check<T: PartialEq + ToString>(
-    field: &'static str,
-    shim: T,
-    bundle: T,
-) -> Result<(), ServerError> {
-    if shim == bundle {
-        return Ok(());
-    }
-    Err(ServerError::Mismatch {
-        field,
-        shim: shim.to_string(),
-        bundle: bundle.to_string(),
-    })
-}
-
-fn rootfs(rootfs: &Rootfs) -> crate::Rootfs {
-    match rootfs {
-        Rootfs::Dir => crate::Rootfs::Bundle,
-        Rootfs::Overlay {
-            lower,
-            upper,
-            work,
-            idmap,
-        } => crate::Rootfs::Overlay(Overlay {
-            lower: lower.clone(),
-            upper: Some(upper.clone()),
-            work: Some(work.clone()),
-            idmap: *idmap,
-            options: Vec::new(),
-        }),
-    }
-}
-
-/// Listens at `path`, in place of a dead shim's socket.
-fn listen(path: &Path) -> Result<OwnedFd, ServerError> {
-    let fail = system("listen on its socket");
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-        .map_err(&fail)?;
-    match rustix::fs::unlink(path) {
-        Ok(()) | Err(Errno::NOENT) => {}
-        Err(errno) => return Err(fail(errno)),
-    }
-    let short = crate::container::short_path(path).map_err(|failure| ServerError::System {
-        action: "listen on its socket",
-        source: failure.source,
-    })?;
-    let address = SocketAddrUnix::new(short.path()).map_err(&fail)?;
-    // The mode counts from the start: nobody else may connect before a chmod.
-    let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-    let bound = rustix::net::bind(&socket, &address);
-    rustix::process::umask(umask);
-    bound.map_err(&fail)?;
-    rustix::net::listen(&socket, 64).map_err(&fail)?;
-    Ok(socket)
 }
