@@ -179,6 +179,10 @@ pub(crate) fn compile(prefix: &Prefix, rules: &Rules) -> Result<Program, RulesEr
             mac,
         });
         for address in &guarded.addresses {
+            if let IpAddr::V6(address) = *address {
+                let port = port.clone();
+                elements.insert(Element::Target { port, mac, address });
+            }
             elements.insert(Element::Lease {
                 port: port.clone(),
                 mac,

@@ -196,6 +196,27 @@ fn attaching_again_replaces_and_failing_leaves_nothing() {
     };
     let error = lab.driver.attach(&clash).unwrap_err();
     assert!(matches!(error, AttachError::Netlink { .. }), "{error}");
+    // The name outside is taken by what another key made.
+    let taken = lab.driver.host_ifname("collides");
+    lab.host.sh(&format!(
+        "ip link add {taken} type veth peer name x0; ip link set {taken} alias other"
+    ));
+    let collision = network::Attachment {
+        key: "collides",
+        ..attachment.clone()
+    };
+    let error = lab.driver.attach(&collision).unwrap_err();
+    assert!(matches!(error, AttachError::Taken { .. }), "{error}");
+    assert!(
+        !lab.driver.detach("collides").unwrap(),
+        "nor is it detached by that key"
+    );
+    assert!(
+        lab.host
+            .sh(&format!("ip link show {taken}"))
+            .contains("alias other")
+    );
+    lab.host.sh(&format!("ip link del {taken}"));
     // A gateway that is not reachable: refused inside, after the link was made.
     let unreachable = network::Attachment {
         key: "unreachable",

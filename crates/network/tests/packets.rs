@@ -202,9 +202,31 @@ fn an_instance_cannot_pose_as_another() {
         "an unknown port passes nothing"
     );
     rules.guarded.push(newcomer.guarded.clone());
-    assert_eq!(firewall.apply(&rules).unwrap(), Applied::Elements(3));
+    assert_eq!(firewall.apply(&rules).unwrap(), Applied::Elements(4));
     newcomer.ns.sh("ip neigh flush all");
     assert!(newcomer.ns.ask("10.77.1.2:80").is_some());
+    // Claiming an address by advertisement instead of using it.
+    forger.ns.sh(
+        "cd /proc/sys/net/ipv6; echo 1 > conf/all/forwarding; echo 1 > conf/eth0/proxy_ndp
+         echo 0 > neigh/eth0/proxy_delay; ip neigh add proxy fd77:1::99 dev eth0",
+    );
+    let claimed = || {
+        newcomer.ns.sh("ip neigh flush all");
+        assert!(newcomer.ns.barred("[fd77:1::99]:80"));
+        let forger = forger.guarded.mac.to_string();
+        newcomer
+            .ns
+            .sh("ip -6 neigh show fd77:1::99")
+            .contains(&forger)
+    };
+    assert!(
+        !claimed(),
+        "an advertisement for an address that is not the sender's"
+    );
+    lab.host.sh("nft flush chain bridge lab_net guard");
+    assert!((0..20).any(|_| claimed()), "only the rule kept it out");
+    firewall = self::firewall(&lab);
+    firewall.apply(&rules).unwrap();
     for forged in ["10.77.1.9/24", "fd77:1::9/64"] {
         forger.ns.sh(&format!(
             "ip addr flush dev eth0; ip addr add {forged} dev eth0 nodad || true"

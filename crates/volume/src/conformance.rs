@@ -10,7 +10,7 @@ use std::path::Path;
 
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
-use crate::{Enforcement, Kind, Pool, Populated, VolumeError, VolumeId, VolumeSpec};
+use crate::{Enforcement, Kind, Pool, Populated, VolumeError, VolumeId, VolumeInfo, VolumeSpec};
 
 const SPEC: VolumeSpec = VolumeSpec {
     size_bytes: Some(8 << 20),
@@ -97,31 +97,7 @@ fn life_of_a_volume<P: Pool>(open: &impl Fn() -> P) {
         .map(|v| v.id)
         .collect();
     assert_eq!(listed, [data.clone(), root.clone()]);
-    let refused = pool.resize(&data, Some(50_000));
-    assert!(
-        matches!(refused, Err(VolumeError::TooSmall { .. })),
-        "{refused:?}"
-    );
-    assert_eq!(
-        pool.info(&data).expect("info"),
-        Some(made),
-        "a refused resize changes nothing"
-    );
-    let larger = pool.ensure(
-        &data,
-        &VolumeSpec {
-            size_bytes: Some(16 << 20),
-            ..SPEC
-        },
-    );
-    assert_eq!(
-        larger.expect("ensure with another size").size_bytes,
-        Some(16 << 20)
-    );
-    assert_eq!(
-        pool.resize(&data, None).expect("no limit").quota,
-        Enforcement::Unlimited
-    );
+    sizes_of_a_volume(&pool, &made);
     assert!(pool.remove(&data).expect("remove"));
     assert!(!pool.remove(&data).expect("removing again is no error"));
     for missing in [pool.usage(&data).err(), pool.resize(&data, None).err()] {
@@ -132,6 +108,35 @@ fn life_of_a_volume<P: Pool>(open: &impl Fn() -> P) {
     }
     drop(pool);
     assert_eq!(open().list().expect("list").len(), 1, "removal is durable");
+}
+
+/// Changes the limit of a volume that holds 100,000 bytes.
+fn sizes_of_a_volume(pool: &impl Pool, made: &VolumeInfo) {
+    let refused = pool.resize(&made.id, Some(50_000));
+    assert!(
+        matches!(refused, Err(VolumeError::TooSmall { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(
+        pool.info(&made.id).expect("info"),
+        Some(made.clone()),
+        "a refused resize changes nothing"
+    );
+    let larger = pool.ensure(
+        &made.id,
+        &VolumeSpec {
+            size_bytes: Some(16 << 20),
+            ..SPEC
+        },
+    );
+    assert_eq!(
+        larger.expect("ensure with another size").size_bytes,
+        Some(16 << 20)
+    );
+    assert_eq!(
+        pool.resize(&made.id, None).expect("no limit").quota,
+        Enforcement::Unlimited
+    );
 }
 
 fn limits_hold_or_say_that_they_do_not(pool: &impl Pool) {

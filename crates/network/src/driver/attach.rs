@@ -1,7 +1,7 @@
 //! Joining an instance's namespace to a network: the start path, so every system call counts.
 //!
-//! One batch makes and configures the pair from outside, one batch inside sets addresses and
-//! routes. The inner one needs a socket opened in the instance's namespace, hence a short-lived
+//! Outside, one request makes the pair and one batch configures it; inside, one batch sets
+//! addresses and routes. The inner one needs a socket opened in the instance's namespace, hence a short-lived
 //! thread ([`crate::netns`]).
 
 use std::os::fd::BorrowedFd;
@@ -161,6 +161,22 @@ impl Driver {
             mtu: Some(attachment.mtu.unwrap_or(bridge.mtu)),
             bridge: bridge.index,
         };
+        create(&mut socket, &veth, key, netlink)?;
+        let configured = socket.run(&self.configuration(attachment, host_ifname, bridge.index));
+        configured.map_err(|error| {
+            // What cannot be removed now is swept later; the first failure is what matters.
+            let _ = socket.run(&deletion(host_ifname));
+            netlink(error)
+        })
+    }
+
+    /// What is still to be done on the host's side once the pair exists.
+    fn configuration(
+        &self,
+        attachment: &Attachment<'_>,
+        host_ifname: &IfName,
+        bridge_index: u32,
+    ) -> Batch {
         // Where bridged packets pass the rules for routed ones, a port published by the instance
         // that asks for it is rewritten on the bridge, and must go back the way it came.
         let port = link::Port {
@@ -169,37 +185,14 @@ impl Driver {
             ipv6: self.ipv6,
         };
         let mut batch = Batch::default();
-        batch.push(format!("make link {host_ifname}"), link::add_veth(&veth));
-        batch.push(
-            format!("configure link {host_ifname}"),
-            link::set_port(host_ifname, key, port),
-        );
+        let set_port = link::set_port(host_ifname, attachment.key, port);
+        batch.push(format!("configure link {host_ifname}"), set_port);
         for address in attachment.addresses.iter().map(IpNetwork::ip) {
             // The host may remember a former owner of the address, and would for seconds.
-            let neighbour = address::set_neighbour(bridge.index, address, attachment.mac);
+            let neighbour = address::set_neighbour(bridge_index, address, attachment.mac);
             batch.push(format!("announce {address} to the host"), neighbour);
         }
-        for attempt in 0.. {
-            match first_failure(&mut socket, &batch).map_err(netlink)? {
-                None => return Ok(()),
-                Some((0, Errno::EXIST)) if attempt == 0 => {
-                    remove_leftover(&mut socket, host_ifname, key, netlink)?;
-                }
-                Some((0, errno)) => {
-                    let inside = attachment.ifname.as_str();
-                    let what = format!("make link {host_ifname} with {inside} inside");
-                    return Err(netlink(NetlinkError::new(what, errno)));
-                }
-                Some((index, errno)) => {
-                    let _ = socket.run(&deletion(host_ifname));
-                    return Err(netlink(NetlinkError::new(
-                        batch.labels[index].as_str(),
-                        errno,
-                    )));
-                }
-            }
-        }
-        Ok(())
+        batch
     }
 
     fn delete_quietly(&self, ifname: &IfName) {
@@ -209,11 +202,24 @@ impl Driver {
     }
 }
 
-fn first_failure(
+/// Makes the pair, in place of one that an earlier attempt left. On its own, and not in a batch
+/// with what follows: that must never reach a link somebody else has under this name.
+fn create(
     socket: &mut Socket,
-    batch: &Batch,
-) -> Result<Option<(usize, Errno)>, NetlinkError> {
-    Ok(socket.run_all(batch)?.into_iter().next())
+    veth: &link::Veth<'_>,
+    key: &str,
+    netlink: impl Fn(NetlinkError) -> AttachError + Copy,
+) -> Result<(), AttachError> {
+    let mut batch = Batch::default();
+    let what = format!("make link {} with {} inside", veth.host, veth.inside);
+    batch.push(what, link::add_veth(veth));
+    match socket.run(&batch) {
+        Err(error) if error.errno == Errno::EXIST => {
+            remove_leftover(socket, veth.host, key, netlink)?;
+            socket.run(&batch).map_err(netlink)
+        }
+        outcome => outcome.map_err(netlink),
+    }
 }
 
 fn deletion(ifname: &IfName) -> Batch {

@@ -3,7 +3,7 @@
 //! A concatenated key is its parts one after the other, each padded to four bytes, numbers in
 //! network order (`net/netfilter/nf_tables_api.c`, libnftnl's `set_elem.c`).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use super::Transport;
 use crate::{IfName, Mac};
@@ -36,6 +36,12 @@ pub(crate) enum Element {
         mac: Mac,
         address: IpAddr,
     },
+    /// An address that neighbour advertisements from behind a port may be about.
+    Target {
+        port: IfName,
+        mac: Mac,
+        address: Ipv6Addr,
+    },
 }
 
 impl Element {
@@ -59,6 +65,7 @@ impl Element {
                 ..
             } => (Family::Bridge, "leases4"),
             Self::Lease { .. } => (Family::Bridge, "leases6"),
+            Self::Target { .. } => (Family::Bridge, "targets6"),
         }
     }
 
@@ -78,6 +85,10 @@ impl Element {
             }
             Self::Sender { port, mac } => format!("\"{port}\" . {mac}"),
             Self::Lease { port, mac, address } => format!("\"{port}\" . {mac} . {address}"),
+            // nftables of Debian 12 has no name for this field: its bits are a number there.
+            Self::Target { port, mac, address } => {
+                format!("\"{port}\" . {mac} . {:#034x}", address.to_bits())
+            }
         }
     }
 
@@ -101,6 +112,10 @@ impl Element {
             Self::Lease { port, mac, address } => {
                 push_sender(&mut key, port, *mac);
                 push_address(&mut key, *address);
+            }
+            Self::Target { port, mac, address } => {
+                push_sender(&mut key, port, *mac);
+                push(&mut key, &address.octets());
             }
         }
         key

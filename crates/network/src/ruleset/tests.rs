@@ -46,7 +46,12 @@ fn the_text_is_as_reviewed() {
     if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
         std::fs::write(path, &text).unwrap();
     }
-    assert_eq!(text, std::fs::read_to_string(path).unwrap());
+    let reviewed = std::fs::read_to_string(path).unwrap();
+    // Line by line, so that a failure shows the line and not both files.
+    for (ours, reviewed) in text.lines().zip(reviewed.lines()) {
+        assert_eq!(ours, reviewed);
+    }
+    assert_eq!(text.lines().count(), reviewed.lines().count());
 }
 
 #[test]

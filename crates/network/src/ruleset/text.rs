@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::Element;
-use crate::{NetworkConfig, Outside, Prefix};
+use crate::{IfName, NetworkConfig, Outside, Prefix};
 
 /// The sets whose members are [`Element`]s of the `inet` table, with their declarations.
 const INET_MAPS: [(&str, &str); 4] = [
@@ -27,10 +27,62 @@ const INET_MAPS: [(&str, &str); 4] = [
 ];
 
 /// The same of the `bridge` table.
-const BRIDGE_SETS: [(&str, &str); 3] = [
+const BRIDGE_SETS: [(&str, &str); 4] = [
     ("senders", "ifname . ether_addr"),
     ("leases4", "ifname . ether_addr . ipv4_addr"),
     ("leases6", "ifname . ether_addr . ipv6_addr"),
+    ("targets6", "typeof iifname . ether saddr . @th,64,128"),
+];
+
+/// What a network contributes to a set, if anything.
+type Member = fn(&IfName, &NetworkConfig) -> Option<String>;
+
+/// The sets that follow from networks, each with its type and its members.
+const NETWORK_SETS: [(&str, &str, Member); 9] = [
+    ("bridges", "ifname", |bridge, _| Some(quoted(bridge))),
+    ("nat", "ifname", |bridge, n| {
+        (n.outside == Outside::Nat).then(|| quoted(bridge))
+    }),
+    ("routed", "ifname", |bridge, n| {
+        (n.outside == Outside::Routed).then(|| quoted(bridge))
+    }),
+    ("internal", "ifname", |bridge, n| {
+        (n.outside == Outside::Internal).then(|| quoted(bridge))
+    }),
+    ("same", "ifname . ifname", |bridge, _| {
+        Some(pair(bridge, bridge))
+    }),
+    ("gateways4", "ipv4_addr", |_, n| {
+        Some(n.gateway4?.ip().to_string())
+    }),
+    ("gateways6", "ipv6_addr", |_, n| {
+        Some(n.gateway6?.ip().to_string())
+    }),
+    // By subnet and not by incoming interface: the kernel knows none for bridged packets.
+    (
+        "subnets4",
+        "ifname . ipv4_addr; flags interval",
+        |bridge, n| {
+            let subnet = n.gateway4?;
+            Some(format!(
+                "\"{bridge}\" . {}/{}",
+                subnet.network(),
+                subnet.prefix()
+            ))
+        },
+    ),
+    (
+        "subnets6",
+        "ifname . ipv6_addr; flags interval",
+        |bridge, n| {
+            let subnet = n.gateway6?;
+            Some(format!(
+                "\"{bridge}\" . {}/{}",
+                subnet.network(),
+                subnet.prefix()
+            ))
+        },
+    ),
 ];
 
 /// Chains of the `inet` table. Priorities are nftables' standard ones.
@@ -103,7 +155,9 @@ const BRIDGE_CHAINS: &str = r#"
 		ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept
 		ether type ip iifname . ether saddr . ip saddr != @leases4 drop
 		ether type ip accept
-		icmpv6 type nd-router-advert drop
+		icmpv6 type { nd-router-advert, nd-redirect } drop
+		icmpv6 type nd-neighbor-advert @th,64,128 0xfe800000000000000000000000000001 drop comment "a gateway's"
+		icmpv6 type nd-neighbor-advert @th,64,128 & 0xffc00000000000000000000000000000 != 0xfe800000000000000000000000000000 iifname . ether saddr . @th,64,128 != @targets6 drop
 		ip6 saddr fe80::/10 accept
 		ip6 saddr :: icmpv6 type { nd-neighbor-solicit, nd-router-solicit, mld2-listener-report } accept
 		ether type ip6 iifname . ether saddr . ip6 saddr != @leases6 drop
@@ -169,101 +223,35 @@ fn members(elements: &BTreeSet<Element>, set: &str) -> Vec<String> {
 }
 
 fn network_sets(prefix: &Prefix, networks: &[NetworkConfig]) -> String {
-    let quoted = |name: &str| format!("\"{}\"", prefix.bridge(name));
-    let of = |wanted: Option<Outside>| {
-        let chosen = networks
+    let mut text = String::new();
+    for (name, types, member) in NETWORK_SETS {
+        let members = networks
             .iter()
-            .filter(|n| wanted.is_none_or(|w| n.outside == w));
-        sorted(chosen.map(|network| quoted(&network.name)))
-    };
-    let same = networks
-        .iter()
-        .map(|n| format!("{0} . {0}", quoted(&n.name)));
+            .filter_map(|n| member(&prefix.bridge(&n.name), n));
+        push_set(&mut text, "set", name, types, &sorted(members));
+    }
     let exists = |name: &&String| networks.iter().any(|network| network.name == **name);
     let reach = networks.iter().flat_map(|network| {
-        let here = quoted(&network.name);
+        let here = prefix.bridge(&network.name);
         network
             .reaches
             .iter()
             .filter(exists)
             .flat_map(move |other| {
-                let there = quoted(other);
-                [format!("{here} . {there}"), format!("{there} . {here}")]
+                let there = prefix.bridge(other);
+                [pair(&here, &there), pair(&there, &here)]
             })
     });
-    let gateways4 = networks
-        .iter()
-        .filter_map(|n| Some(n.gateway4?.ip().to_string()));
-    let gateways6 = networks
-        .iter()
-        .filter_map(|n| Some(n.gateway6?.ip().to_string()));
-    let subnets4 = networks.iter().filter_map(|n| {
-        let subnet = n.gateway4?;
-        Some(format!(
-            "{} . {}/{}",
-            quoted(&n.name),
-            subnet.network(),
-            subnet.prefix()
-        ))
-    });
-    let subnets6 = networks.iter().filter_map(|n| {
-        let subnet = n.gateway6?;
-        Some(format!(
-            "{} . {}/{}",
-            quoted(&n.name),
-            subnet.network(),
-            subnet.prefix()
-        ))
-    });
-    let mut text = String::new();
-    push_set(&mut text, "set", "bridges", "ifname", &of(None));
-    push_set(&mut text, "set", "nat", "ifname", &of(Some(Outside::Nat)));
-    push_set(
-        &mut text,
-        "set",
-        "routed",
-        "ifname",
-        &of(Some(Outside::Routed)),
-    );
-    push_set(
-        &mut text,
-        "set",
-        "internal",
-        "ifname",
-        &of(Some(Outside::Internal)),
-    );
-    push_set(&mut text, "set", "same", "ifname . ifname", &sorted(same));
     push_set(&mut text, "set", "reach", "ifname . ifname", &sorted(reach));
-    push_set(
-        &mut text,
-        "set",
-        "gateways4",
-        "ipv4_addr",
-        &sorted(gateways4),
-    );
-    push_set(
-        &mut text,
-        "set",
-        "gateways6",
-        "ipv6_addr",
-        &sorted(gateways6),
-    );
-    // By subnet and not by incoming interface: the kernel knows none for bridged packets.
-    push_set(
-        &mut text,
-        "set",
-        "subnets4",
-        "ifname . ipv4_addr; flags interval",
-        &sorted(subnets4),
-    );
-    push_set(
-        &mut text,
-        "set",
-        "subnets6",
-        "ifname . ipv6_addr; flags interval",
-        &sorted(subnets6),
-    );
     text
+}
+
+fn quoted(bridge: &IfName) -> String {
+    format!("\"{bridge}\"")
+}
+
+fn pair(from: &IfName, to: &IfName) -> String {
+    format!("\"{from}\" . \"{to}\"")
 }
 
 /// Sorted and without doubles, so that the same networks in another order are the same text.
@@ -272,7 +260,12 @@ fn sorted(members: impl Iterator<Item = String>) -> Vec<String> {
 }
 
 fn push_set(text: &mut String, keyword: &str, name: &str, types: &str, members: &[String]) {
-    let _ = writeln!(text, "\t{keyword} {name} {{\n\t\ttype {types}");
+    let keyword_of_type = if types.starts_with("typeof") {
+        ""
+    } else {
+        "type "
+    };
+    let _ = writeln!(text, "\t{keyword} {name} {{\n\t\t{keyword_of_type}{types}");
     if !members.is_empty() {
         let _ = writeln!(text, "\t\telements = {{ {} }}", members.join(", "));
     }
