@@ -39,7 +39,9 @@ fn one(
         return Err("it is no listening Unix or TCP socket".to_owned());
     };
     let Some(identity) = identity else {
-        return Err("it is TCP, and the daemon was given no certificate to serve it with".to_owned());
+        return Err(
+            "it is TCP, and the daemon was given no certificate to serve it with".to_owned(),
+        );
     };
     listener.set_nonblocking(true).map_err(text)?;
     let listener = TcpListener::from_std(listener).map_err(text)?;
