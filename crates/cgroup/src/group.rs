@@ -133,11 +133,18 @@ impl Cgroup {
             v2: None,
             refused: Vec::new(),
         };
+        let mut made = Vec::new();
         for (hierarchy, is_v2) in hierarchies(layout) {
             let node = Node::new(hierarchy, path);
             match node.make(is_v2) {
-                Ok(()) if is_v2 => group.v2 = Some(node),
-                Ok(()) => group.v1.push(node),
+                Ok(is_new) => {
+                    made.extend(is_new.then(|| node.dir.clone()));
+                    if is_v2 {
+                        group.v2 = Some(node);
+                    } else {
+                        group.v1.push(node);
+                    }
+                }
                 Err(error) => match error.errno() {
                     Some(errno @ (Errno::ACCESS | Errno::PERM | Errno::ROFS)) => {
                         group.refused.push(Refusal {
@@ -147,9 +154,9 @@ impl Cgroup {
                         });
                     }
                     _ => {
-                        group.nodes().for_each(|node| {
-                            let _ = rustix::fs::rmdir(&node.dir);
-                        });
+                        for dir in &made {
+                            let _ = rustix::fs::rmdir(dir);
+                        }
                         return Err(error.into());
                     }
                 },
@@ -332,20 +339,20 @@ impl Node {
         }
     }
 
-    /// Makes the directory; parents only when it turns out that they are missing.
-    fn make(&self, is_v2: bool) -> Result<(), FileError> {
-        match file::make_dir(&self.dir) {
-            Ok(_) => {}
+    /// Makes the directory, and parents only when it turns out that they are missing. Whether it
+    /// is new.
+    fn make(&self, is_v2: bool) -> Result<bool, FileError> {
+        let is_new = match file::make_dir(&self.dir) {
             Err(error) if error.errno() == Some(Errno::NOENT) => {
                 self.make_parents()?;
-                file::make_dir(&self.dir)?;
+                file::make_dir(&self.dir)?
             }
-            Err(error) => return Err(error),
-        }
+            other => other?,
+        };
         if is_v2 {
             delegate::enable_for_accounting(self);
         }
-        Ok(())
+        Ok(is_new)
     }
 
     fn make_parents(&self) -> Result<(), FileError> {
