@@ -179,12 +179,15 @@ impl Drop for Sqlite {
     /// Lets queued work finish, closes the files and releases the lock, so that whoever opens the
     /// store next finds it free.
     fn drop(&mut self) {
-        self.writes = None;
+        // The writer last: whoever closes last moves the log into the database.
         self.reads = None;
-        for thread in self.threads.drain(..) {
+        let writer = self.threads.pop();
+        for reader in self.threads.drain(..) {
             // A thread that panicked has closed its files too.
-            drop(thread.join());
+            drop(reader.join());
         }
+        self.writes = None;
+        drop(writer.map(JoinHandle::join));
         self.history.close();
     }
 }
