@@ -91,7 +91,12 @@ pub(crate) fn record(
         blob_bytes: manifest.layers.iter().map(|layer| layer.size).sum::<u64>()
             + (manifest_bytes.len() + config.len()) as u64,
         config: manifest.config.digest,
-        layers: layers.map(|(layer, diff_id)| ImageLayer { blob: layer.digest, diff_id: *diff_id }).collect(),
+        layers: layers
+            .map(|(layer, diff_id)| ImageLayer {
+                blob: layer.digest,
+                diff_id: *diff_id,
+            })
+            .collect(),
         platform: parsed.platform(),
         created: parsed.created,
         added_unix: time::OffsetDateTime::now_utc().unix_timestamp(),

@@ -36,7 +36,9 @@ pub enum CommitError {
     #[error("the changes in the instance cannot be made a layer")]
     Layer(#[from] LayerError),
     /// The image would have more layers than can be mounted.
-    #[error("the base image already has {0} layers, the most that can be mounted; export and import it to merge them")]
+    #[error(
+        "the base image already has {0} layers, the most that can be mounted; export and import it to merge them"
+    )]
     TooManyLayers(usize),
     /// The store failed.
     #[error(transparent)]
@@ -66,7 +68,10 @@ impl Store {
         }
         let manifest = self.manifest(base)?;
         let mut parts: Vec<Part> = (manifest.layers.into_iter().zip(&record.layers))
-            .map(|(descriptor, layer)| Part { descriptor, diff_id: layer.diff_id })
+            .map(|(descriptor, layer)| Part {
+                descriptor,
+                diff_id: layer.diff_id,
+            })
             .collect();
         job.emit(Event::Phase(Phase::Building));
         let depth = self.limits().depth;
@@ -89,7 +94,9 @@ impl Store {
         if let Some(run) = &options.config {
             config.config.clone_from(run);
         }
-        let created = options.created_unix.unwrap_or_else(|| time::OffsetDateTime::now_utc().unix_timestamp());
+        let created = options
+            .created_unix
+            .unwrap_or_else(|| time::OffsetDateTime::now_utc().unix_timestamp());
         config.created = Some(rfc3339(created));
         config.history.push(History {
             created: config.created.clone(),
@@ -97,8 +104,17 @@ impl Store {
             comment: options.comment.clone(),
             empty_layer: false,
         });
-        let pins: Vec<Digest> = parts.iter().flat_map(|part| [part.descriptor.digest, part.diff_id]).collect();
+        let pins: Vec<Digest> = parts
+            .iter()
+            .flat_map(|part| [part.descriptor.digest, part.diff_id])
+            .collect();
         lease.pin(&pins, |_| Ok(()))?;
-        Ok(assemble(self, &lease, &parts, config, options.name.as_slice())?)
+        Ok(assemble(
+            self,
+            &lease,
+            &parts,
+            config,
+            options.name.as_slice(),
+        )?)
     }
 }

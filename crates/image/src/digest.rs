@@ -118,7 +118,15 @@ mod tests {
         assert_eq!(empty.to_string(), text);
         assert_eq!(text.parse::<Digest>().unwrap(), empty);
         let upper = text.to_uppercase().replace("SHA", "sha");
-        for bad in ["", "sha256:", "sha256:00", "md5:00", "sha512:00", &upper, &text[7..]] {
+        for bad in [
+            "",
+            "sha256:",
+            "sha256:00",
+            "md5:00",
+            "sha512:00",
+            &upper,
+            &text[7..],
+        ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }

@@ -81,5 +81,9 @@ pub(crate) fn at<E: Into<io::Error>>(
     path: impl AsRef<Path>,
 ) -> impl FnOnce(E) -> StoreError {
     let path = path.as_ref().to_owned();
-    move |source| StoreError::Io { action, path, source: source.into() }
+    move |source| StoreError::Io {
+        action,
+        path,
+        source: source.into(),
+    }
 }

@@ -10,11 +10,18 @@ use crate::{
 
 /// A reference is parsed or refused; what is accepted is safe as a path and a URL component.
 pub fn reference(data: &[u8]) {
-    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
     if let Ok(reference) = text.parse::<Reference>() {
         let again = reference.to_string();
         assert_eq!(again.parse::<Reference>().as_ref(), Ok(&reference));
-        assert!(!reference.repository().split('/').any(|part| matches!(part, "" | "." | "..")));
+        assert!(
+            !reference
+                .repository()
+                .split('/')
+                .any(|part| matches!(part, "" | "." | ".."))
+        );
         assert!(again.is_ascii() && !again.contains(['\0', ' ', '%', '?', '#', '\\']));
     }
 }
@@ -43,6 +50,11 @@ pub fn auth_challenge(data: &[u8]) {
 ///
 /// `scratch` must be an empty directory; the caller compares its parent before and after.
 pub fn tar_unpack(data: &[u8], scratch: &std::path::Path) {
-    let limits = Limits { layer_bytes: 1 << 20, file_bytes: 1 << 20, entries: 1000, ..Limits::default() };
+    let limits = Limits {
+        layer_bytes: 1 << 20,
+        file_bytes: 1 << 20,
+        entries: 1000,
+        ..Limits::default()
+    };
     let _ = crate::layer::unpack_for_fuzzing(data, scratch, &limits, &crate::job::Job::silent());
 }

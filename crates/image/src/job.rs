@@ -75,7 +75,10 @@ pub struct Cancelled;
 impl Job {
     /// A job that reports to `sink` and stops soon after `cancel` fires.
     pub fn new(sink: impl Fn(Event) + Send + Sync + 'static, cancel: CancellationToken) -> Self {
-        Self { sink: Arc::new(sink), cancel }
+        Self {
+            sink: Arc::new(sink),
+            cancel,
+        }
     }
 
     /// A job that nobody watches or cancels.
@@ -97,12 +100,18 @@ impl Job {
     }
 
     pub(crate) fn check(&self) -> Result<(), Cancelled> {
-        if self.cancel.is_cancelled() { Err(Cancelled) } else { Ok(()) }
+        if self.cancel.is_cancelled() {
+            Err(Cancelled)
+        } else {
+            Ok(())
+        }
     }
 }
 
 impl fmt::Debug for Job {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Job").field("cancelled", &self.cancel.is_cancelled()).finish_non_exhaustive()
+        f.debug_struct("Job")
+            .field("cancelled", &self.cancel.is_cancelled())
+            .finish_non_exhaustive()
     }
 }

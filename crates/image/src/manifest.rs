@@ -57,7 +57,11 @@ pub struct Descriptor {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
     /// Free annotations.
-    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "nullable",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -88,7 +92,11 @@ pub struct Manifest {
     /// The layers, lowest first.
     pub layers: Vec<Descriptor>,
     /// Free annotations.
-    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "nullable",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -135,7 +143,9 @@ pub enum ManifestError {
         source: serde_json::Error,
     },
     /// Docker's schema 1, unsupported since Docker 26.
-    #[error("the image uses Docker's old schema 1 format; ask its publisher to push it again with a current tool")]
+    #[error(
+        "the image uses Docker's old schema 1 format; ask its publisher to push it again with a current tool"
+    )]
     Schema1,
     /// Both an image and an index, or neither: different readers would see different images.
     #[error("the manifest is neither clearly an image nor clearly an index")]
@@ -194,12 +204,18 @@ impl Document {
             config: Option<serde::de::IgnoredAny>,
         }
         check_size("manifest", bytes, limits.manifest_bytes)?;
-        let json = |source| ManifestError::Json { what: "manifest", source };
+        let json = |source| ManifestError::Json {
+            what: "manifest",
+            source,
+        };
         let shape: Shape = serde_json::from_slice(bytes).map_err(json)?;
         if shape.schema_version == 1 {
             return Err(ManifestError::Schema1);
         }
-        match (shape.manifests.is_some(), shape.layers.is_some() || shape.config.is_some()) {
+        match (
+            shape.manifests.is_some(),
+            shape.layers.is_some() || shape.config.is_some(),
+        ) {
             (true, false) => {
                 let index: Index = serde_json::from_slice(bytes).map_err(json)?;
                 check_count("index", index.manifests.len(), limits.index_entries)?;
@@ -228,8 +244,13 @@ impl Manifest {
     /// Refuses artifacts and unknown layer formats.
     pub(crate) fn check(&self) -> Result<(), ManifestError> {
         let config = self.config.media_type.as_str();
-        if !matches!(config, "" | media::CONFIG | media::DOCKER_CONFIG | "application/octet-stream") {
-            return Err(ManifestError::NotAnImage(config.chars().take(120).collect()));
+        if !matches!(
+            config,
+            "" | media::CONFIG | media::DOCKER_CONFIG | "application/octet-stream"
+        ) {
+            return Err(ManifestError::NotAnImage(
+                config.chars().take(120).collect(),
+            ));
         }
         let known = |media_type: &str| {
             matches!(
@@ -265,7 +286,10 @@ impl Index {
         let mut best: Option<(u32, &Descriptor)> = None;
         for entry in &self.manifests {
             // Without a platform the index has been written for one image only (`podman save`, layouts).
-            let fit = entry.platform.as_ref().map_or(Some(0), |offered| wanted.fit(offered));
+            let fit = entry
+                .platform
+                .as_ref()
+                .map_or(Some(0), |offered| wanted.fit(offered));
             if let Some(fit) = fit
                 && best.is_none_or(|(level, _)| fit > level)
             {
@@ -279,7 +303,10 @@ impl Index {
                 .map(ToString::to_string)
                 .take(32)
                 .collect();
-            ManifestError::Platform { wanted: wanted.clone(), offered: offered.join(", ") }
+            ManifestError::Platform {
+                wanted: wanted.clone(),
+                offered: offered.join(", "),
+            }
         })
     }
 }
@@ -305,7 +332,11 @@ pub struct ImageConfig {
     /// The layers.
     pub rootfs: RootFs,
     /// How each layer came to be.
-    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "nullable",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub history: Vec<History>,
 }
 
@@ -333,7 +364,11 @@ pub struct History {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<String>,
     /// The step made no layer.
-    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "std::ops::Not::not")]
+    #[serde(
+        default,
+        deserialize_with = "nullable",
+        skip_serializing_if = "std::ops::Not::not"
+    )]
     pub empty_layer: bool,
 }
 
@@ -342,10 +377,16 @@ pub struct History {
 #[serde(rename_all = "PascalCase", default)]
 pub struct RunConfig {
     /// `user[:group]`, names or numbers.
-    #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        deserialize_with = "nullable",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub user: String,
     /// Ports listened on, `80/tcp`.
-    #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        deserialize_with = "nullable",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub exposed_ports: BTreeMap<String, Empty>,
     /// `NAME=value`.
     #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
@@ -357,16 +398,28 @@ pub struct RunConfig {
     #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
     pub cmd: Vec<String>,
     /// Paths that want a volume.
-    #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        deserialize_with = "nullable",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub volumes: BTreeMap<String, Empty>,
     /// Working directory.
-    #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        deserialize_with = "nullable",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub working_dir: String,
     /// Labels.
-    #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        deserialize_with = "nullable",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub labels: BTreeMap<String, String>,
     /// Signal that asks the main process to stop, e.g. `SIGTERM` or `15`.
-    #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        deserialize_with = "nullable",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub stop_signal: String,
     /// Health check (Docker's extension).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -408,9 +461,15 @@ impl ImageConfig {
     /// [`ManifestError`], limits first.
     pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Self, ManifestError> {
         check_size("image configuration", bytes, limits.config_bytes)?;
-        let config: Self = serde_json::from_slice(bytes)
-            .map_err(|source| ManifestError::Json { what: "image configuration", source })?;
-        check_count("image configuration", config.rootfs.diff_ids.len(), limits.layers)?;
+        let config: Self = serde_json::from_slice(bytes).map_err(|source| ManifestError::Json {
+            what: "image configuration",
+            source,
+        })?;
+        check_count(
+            "image configuration",
+            config.rootfs.diff_ids.len(),
+            limits.layers,
+        )?;
         Ok(config)
     }
 

@@ -70,7 +70,9 @@ fn variant_level(architecture: &str, variant: Option<&str>) -> Option<u32> {
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.os, self.architecture)?;
-        self.variant.as_ref().map_or(Ok(()), |variant| write!(f, "/{variant}"))
+        self.variant
+            .as_ref()
+            .map_or(Ok(()), |variant| write!(f, "/{variant}"))
     }
 }
 
@@ -83,7 +85,9 @@ impl FromStr for Platform {
         let word = |part: &&str| {
             !part.is_empty()
                 && part.len() <= 32
-                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+                && part
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
         };
         if !(2..=3).contains(&parts.len()) || !parts.iter().all(word) {
             return Err(bad());
@@ -103,7 +107,9 @@ mod tests {
     #[test]
     fn the_nearest_variant_not_newer_than_wanted_wins() {
         let p = |text: &str| text.parse::<Platform>().unwrap();
-        assert!(p("linux/arm/v7").fit(&p("linux/arm/v6")) < p("linux/arm/v7").fit(&p("linux/arm/v7")));
+        assert!(
+            p("linux/arm/v7").fit(&p("linux/arm/v6")) < p("linux/arm/v7").fit(&p("linux/arm/v7"))
+        );
         assert_eq!(p("linux/arm/v6").fit(&p("linux/arm/v7")), None);
         assert!(p("linux/arm64/v8").fit(&p("linux/arm64")).is_some());
         assert_eq!(p("linux/amd64").fit(&p("linux/amd64/v3")), None);

@@ -46,7 +46,10 @@ pub struct PullOptions {
 
 impl Default for PullOptions {
     fn default() -> Self {
-        Self { platform: None, parallel: 4 }
+        Self {
+            platform: None,
+            parallel: 4,
+        }
     }
 }
 
@@ -65,7 +68,9 @@ pub struct Pulled {
 #[derive(Debug, thiserror::Error)]
 pub enum PullError {
     /// Names of this host are not served by any registry.
-    #[error("{0} is an image of this host and cannot be pulled; build or import it, or give a registry")]
+    #[error(
+        "{0} is an image of this host and cannot be pulled; build or import it, or give a registry"
+    )]
     Local(Reference),
     /// The registry failed or refused.
     #[error(transparent)]
@@ -117,7 +122,14 @@ impl Store {
         let store = self.clone();
         let lease = Arc::new(blocking(move || store.lease()).await?);
         job.emit(Event::Phase(Phase::Resolving));
-        let puller = Puller { store: self, registries, reference, options, job, lease: &lease };
+        let puller = Puller {
+            store: self,
+            registries,
+            reference,
+            options,
+            job,
+            lease: &lease,
+        };
         let result = puller.run().await;
         // Removing what is unfinished takes system calls; the blocking threads do that.
         blocking(move || drop(lease)).await;
@@ -148,32 +160,59 @@ impl Puller<'_> {
     async fn run(&self) -> Result<Pulled, PullError> {
         let found = self.resolve().await?;
         let image = Digest::of(&found.bytes);
-        let known = self.lease.pin(&[image], |store| store.image_record(&image))?;
+        let known = self
+            .lease
+            .pin(&[image], |store| store.image_record(&image))?;
         if known.is_some() {
             self.store.tag(&image, self.reference)?;
-            return Ok(Pulled { image, up_to_date: true, fetched_bytes: 0 });
+            return Ok(Pulled {
+                image,
+                up_to_date: true,
+                fetched_bytes: 0,
+            });
         }
-        found.manifest.check().map_err(|source| self.refused(source))?;
+        found
+            .manifest
+            .check()
+            .map_err(|source| self.refused(source))?;
         let (config_bytes, config) = self.config(&found).await?;
         let layers = &found.manifest.layers;
         let diff_ids = &config.rootfs.diff_ids;
         if layers.len() != diff_ids.len() {
-            let source = ManifestError::LayerCount { layers: layers.len(), diff_ids: diff_ids.len() };
+            let source = ManifestError::LayerCount {
+                layers: layers.len(),
+                diff_ids: diff_ids.len(),
+            };
             return Err(self.refused(source));
         }
         self.job.emit(Event::Phase(Phase::Transferring));
         let fetched_bytes = self.layers(&found, diff_ids).await?;
 
         self.job.emit(Event::Phase(Phase::Recording));
-        let (store, lease, name) = (self.store.clone(), Arc::clone(self.lease), self.reference.clone());
+        let (store, lease, name) = (
+            self.store.clone(),
+            Arc::clone(self.lease),
+            self.reference.clone(),
+        );
         blocking(move || {
             lease.pin(&[image, found.manifest.config.digest], |_| Ok(()))?;
             store.put_blob(&lease, &config_bytes)?;
             store.put_blob(&lease, &found.bytes)?;
-            record(&store, &lease, &found.bytes, &found.manifest, &config_bytes, &[name])
+            record(
+                &store,
+                &lease,
+                &found.bytes,
+                &found.manifest,
+                &config_bytes,
+                &[name],
+            )
         })
         .await?;
-        Ok(Pulled { image, up_to_date: false, fetched_bytes })
+        Ok(Pulled {
+            image,
+            up_to_date: false,
+            fetched_bytes,
+        })
     }
 
     /// Asks each place in turn; one that fails passes the question on.
@@ -185,11 +224,20 @@ impl Puller<'_> {
                 Ok((bytes, manifest)) => {
                     // What has the manifest has the layers too; the others follow in their order.
                     targets[..=place].rotate_right(1);
-                    return Ok(Found { targets, bytes, manifest });
+                    return Ok(Found {
+                        targets,
+                        bytes,
+                        manifest,
+                    });
                 }
-                Err(PullError::Registry(error)) if place + 1 < targets.len() && !self.cancelled() => {
+                Err(PullError::Registry(error))
+                    if place + 1 < targets.len() && !self.cancelled() =>
+                {
                     let next = targets[place + 1].registry();
-                    self.job.note(format!("{}: {error}; asking {next}", targets[place].registry()));
+                    self.job.note(format!(
+                        "{}: {error}; asking {next}",
+                        targets[place].registry()
+                    ));
                     place += 1;
                 }
                 Err(error) => return Err(error),
@@ -206,12 +254,19 @@ impl Puller<'_> {
                 Some(digest) => digest.to_string(),
                 None => self.reference.tag().unwrap_or(DEFAULT_TAG).to_owned(),
             };
-            let fetched = self.registries.manifest(target, &name, digest, limits.manifest_bytes, self.job);
+            let fetched =
+                self.registries
+                    .manifest(target, &name, digest, limits.manifest_bytes, self.job);
             let bytes = fetched.await?;
             match Document::parse(&bytes, limits).map_err(|source| self.refused(source))? {
                 Document::Manifest(manifest) => return Ok((bytes, manifest)),
                 Document::Index(index) => {
-                    digest = Some(index.select(&wanted).map_err(|source| self.refused(source))?.digest);
+                    digest = Some(
+                        index
+                            .select(&wanted)
+                            .map_err(|source| self.refused(source))?
+                            .digest,
+                    );
                 }
             }
         }
@@ -223,9 +278,14 @@ impl Puller<'_> {
         let blob = &found.manifest.config;
         let mut result = Err(self.refused(ManifestError::NotAnImage(String::new())));
         for target in &found.targets {
-            match self.registries.small_blob(target, blob, limits.config_bytes, self.job).await {
+            match self
+                .registries
+                .small_blob(target, blob, limits.config_bytes, self.job)
+                .await
+            {
                 Ok(bytes) => {
-                    let config = ImageConfig::parse(&bytes, limits).map_err(|source| self.refused(source))?;
+                    let config = ImageConfig::parse(&bytes, limits)
+                        .map_err(|source| self.refused(source))?;
                     return Ok((bytes, config));
                 }
                 Err(error) => result = Err(error.into()),
@@ -239,11 +299,17 @@ impl Puller<'_> {
     async fn layers(&self, found: &Found, diff_ids: &[Digest]) -> Result<u64, PullError> {
         let cancel = self.job.cancel_token().child_token();
         let job = self.job.with_cancel(cancel.clone());
-        let work: HashMap<Digest, (&Descriptor, Digest)> = (found.manifest.layers.iter().zip(diff_ids))
-            .map(|(layer, diff_id)| (layer.digest, (layer, *diff_id)))
-            .collect();
+        let work: HashMap<Digest, (&Descriptor, Digest)> =
+            (found.manifest.layers.iter().zip(diff_ids))
+                .map(|(layer, diff_id)| (layer.digest, (layer, *diff_id)))
+                .collect();
         // In the image's order, each layer once.
-        let mut order = found.manifest.layers.iter().map(|layer| layer.digest).collect::<Vec<_>>();
+        let mut order = found
+            .manifest
+            .layers
+            .iter()
+            .map(|layer| layer.digest)
+            .collect::<Vec<_>>();
         let mut seen = std::collections::HashSet::new();
         order.retain(|digest| seen.insert(*digest));
         for digest in &order {
@@ -262,8 +328,10 @@ impl Puller<'_> {
         });
         // Collected, so that the future holds no borrowing closure and stays Send.
         let running: Vec<_> = running.collect();
-        let results: Vec<Result<u64, PullError>> =
-            stream::iter(running).buffer_unordered(self.options.parallel.max(1)).collect().await;
+        let results: Vec<Result<u64, PullError>> = stream::iter(running)
+            .buffer_unordered(self.options.parallel.max(1))
+            .collect()
+            .await;
         let mut fetched = 0;
         let mut first: Option<PullError> = None;
         for result in results {
@@ -281,12 +349,25 @@ impl Puller<'_> {
     }
 
     /// Makes sure one layer is here; answers the bytes fetched for it.
-    async fn layer(&self, targets: &[Target], layer: &Descriptor, diff_id: Digest, job: &Job) -> Result<u64, PullError> {
+    async fn layer(
+        &self,
+        targets: &[Target],
+        layer: &Descriptor,
+        diff_id: Digest,
+        job: &Job,
+    ) -> Result<u64, PullError> {
         job.check()?;
-        let failed = |source| PullError::Layer { reference: self.reference.clone(), layer: layer.digest, source };
+        let failed = |source| PullError::Layer {
+            reference: self.reference.clone(),
+            layer: layer.digest,
+            source,
+        };
         if layer.size > self.store.limits().layer_blob_bytes {
             let limit = self.store.limits().layer_blob_bytes;
-            return Err(failed(LayerError::Size { expected: limit, found: layer.size }));
+            return Err(failed(LayerError::Size {
+                expected: limit,
+                found: layer.size,
+            }));
         }
         let turn = turn_for(self.store, layer.digest);
         let _turn = tokio::select! {
@@ -294,7 +375,8 @@ impl Puller<'_> {
             guard = turn.lock() => guard,
         };
         let present = self.lease.pin(&[layer.digest, diff_id], |store| {
-            Ok(store.blob_size(&layer.digest)? == Some(layer.size) && store.layer(&diff_id)?.is_some())
+            Ok(store.blob_size(&layer.digest)? == Some(layer.size)
+                && store.layer(&diff_id)?.is_some())
         })?;
         if present {
             emit(job, layer, LayerState::Present, layer.size);
@@ -303,7 +385,10 @@ impl Puller<'_> {
         let mut result = Ok(0);
         for (place, target) in targets.iter().enumerate() {
             emit(job, layer, LayerState::Pulling, 0);
-            result = self.fetch(target, layer, diff_id, job).await.map(|()| layer.size);
+            result = self
+                .fetch(target, layer, diff_id, job)
+                .await
+                .map(|()| layer.size);
             let error = match &result {
                 Ok(_) => {
                     emit(job, layer, LayerState::Done, layer.size);
@@ -314,27 +399,48 @@ impl Puller<'_> {
             // Another place may have the right bytes, but nothing helps against a bad image or a full disk.
             let elsewhere = matches!(
                 error,
-                PullError::Registry(_) | PullError::Layer { source: LayerError::Digest { .. } | LayerError::Size { .. }, .. }
+                PullError::Registry(_)
+                    | PullError::Layer {
+                        source: LayerError::Digest { .. } | LayerError::Size { .. },
+                        ..
+                    }
             );
             if !elsewhere || job.check().is_err() || place + 1 == targets.len() {
                 break;
             }
-            job.note(format!("{}: {error}; asking {}", target.registry(), targets[place + 1].registry()));
+            job.note(format!(
+                "{}: {error}; asking {}",
+                target.registry(),
+                targets[place + 1].registry()
+            ));
         }
         result
     }
 
     /// One attempt at one place: the network on this task, the pipeline on blocking threads.
-    async fn fetch(&self, target: &Target, layer: &Descriptor, diff_id: Digest, job: &Job) -> Result<(), PullError> {
+    async fn fetch(
+        &self,
+        target: &Target,
+        layer: &Descriptor,
+        diff_id: Digest,
+        job: &Job,
+    ) -> Result<(), PullError> {
         let (sender, mut receiver) = mpsc::channel::<Result<Bytes, LayerError>>(QUEUE);
-        let (store, lease, pipeline_job) = (self.store.clone(), Arc::clone(self.lease), job.clone());
-        let expected = Expected { blob: Some((layer.digest, layer.size)), diff_id: Some(diff_id) };
+        let (store, lease, pipeline_job) =
+            (self.store.clone(), Arc::clone(self.lease), job.clone());
+        let expected = Expected {
+            blob: Some((layer.digest, layer.size)),
+            diff_id: Some(diff_id),
+        };
         let pipeline = tokio::task::spawn_blocking(move || {
             let mut source = || receiver.blocking_recv().transpose();
             ingest_blob(&store, &lease, expected, &mut source, &pipeline_job)
         });
         let progress = |done| emit(job, layer, LayerState::Pulling, done);
-        let streamed = self.registries.stream_blob(target, layer, &sender, progress, job).await;
+        let streamed = self
+            .registries
+            .stream_blob(target, layer, &sender, progress, job)
+            .await;
         if let Err(error) = &streamed {
             // Tells the pipeline that the end is not the layer's end. It may have gone already.
             let reason = std::io::Error::other(error.to_string());
@@ -345,12 +451,19 @@ impl Puller<'_> {
         streamed?;
         ingested.map(drop).map_err(|source| match source {
             LayerError::Cancelled(cancelled) => cancelled.into(),
-            source => PullError::Layer { reference: self.reference.clone(), layer: layer.digest, source },
+            source => PullError::Layer {
+                reference: self.reference.clone(),
+                layer: layer.digest,
+                source,
+            },
         })
     }
 
     fn refused(&self, source: ManifestError) -> PullError {
-        PullError::Manifest { reference: self.reference.clone(), source }
+        PullError::Manifest {
+            reference: self.reference.clone(),
+            source,
+        }
     }
 
     fn cancelled(&self) -> bool {
@@ -359,11 +472,19 @@ impl Puller<'_> {
 }
 
 fn is_cancelled(error: &PullError) -> bool {
-    matches!(error, PullError::Cancelled(_) | PullError::Registry(RegistryError::Cancelled(_)))
+    matches!(
+        error,
+        PullError::Cancelled(_) | PullError::Registry(RegistryError::Cancelled(_))
+    )
 }
 
 fn emit(job: &Job, layer: &Descriptor, state: LayerState, done_bytes: u64) {
-    job.emit(Event::Layer { layer: layer.digest, state, done_bytes, total_bytes: layer.size });
+    job.emit(Event::Layer {
+        layer: layer.digest,
+        state,
+        done_bytes,
+        total_bytes: layer.size,
+    });
 }
 
 /// One turn per layer and store in this process: the second pull of a layer waits and then finds it.

@@ -99,19 +99,29 @@ impl Store {
         others.dedup();
         let target = registries.destination(to, &others);
         let blobs = manifest.layers.iter().zip(&sources);
-        let sends = blobs.map(|(blob, from)| self.send(registries, &target, blob, from.as_deref(), job));
+        let sends =
+            blobs.map(|(blob, from)| self.send(registries, &target, blob, from.as_deref(), job));
         // Collected, so that the future holds no borrowing closure and stays Send.
         let sends: Vec<_> = sends.collect();
-        let sent: Vec<u64> = stream::iter(sends).buffer_unordered(options.parallel.max(1)).try_collect().await?;
-        self.send(registries, &target, &manifest.config, None, job).await?;
+        let sent: Vec<u64> = stream::iter(sends)
+            .buffer_unordered(options.parallel.max(1))
+            .try_collect()
+            .await?;
+        self.send(registries, &target, &manifest.config, None, job)
+            .await?;
         job.emit(Event::Phase(Phase::Recording));
         let name = match (to.tag(), to.digest()) {
             (Some(tag), _) => tag.to_owned(),
             (None, _) => image.to_string(),
         };
         let media_type = manifest.effective_media_type();
-        let digest = registries.put_manifest(&target, &name, media_type, &bytes, job).await?;
-        Ok(Pushed { digest, sent_bytes: sent.iter().sum() })
+        let digest = registries
+            .put_manifest(&target, &name, media_type, &bytes, job)
+            .await?;
+        Ok(Pushed {
+            digest,
+            sent_bytes: sent.iter().sum(),
+        })
     }
 
     /// Brings one blob over; answers the bytes sent.
@@ -124,12 +134,19 @@ impl Store {
         job: &Job,
     ) -> Result<u64, PushError> {
         let emit = |state, done_bytes| {
-            job.emit(Event::Layer { layer: blob.digest, state, done_bytes, total_bytes: blob.size });
+            job.emit(Event::Layer {
+                layer: blob.digest,
+                state,
+                done_bytes,
+                total_bytes: blob.size,
+            });
         };
         emit(LayerState::Pushing, 0);
         let progress = |done| emit(LayerState::Pushing, done);
         let file = self.blob_path(&blob.digest);
-        let sent = registries.put_blob(target, blob, &file, from, progress, job).await?;
+        let sent = registries
+            .put_blob(target, blob, &file, from, progress, job)
+            .await?;
         let (state, bytes) = match sent {
             Sent::Present => (LayerState::Present, 0),
             Sent::Mounted => (LayerState::Mounted, 0),
@@ -140,11 +157,16 @@ impl Store {
     }
 
     /// For each layer another repository of the same registry that, as far as we know, has it.
-    fn mount_sources(&self, to: &Reference, layers: &[Descriptor]) -> Result<Vec<Option<String>>, StoreError> {
+    fn mount_sources(
+        &self,
+        to: &Reference,
+        layers: &[Descriptor],
+    ) -> Result<Vec<Option<String>>, StoreError> {
         let mut known = Vec::new();
         for (name, image) in self.refs()? {
             let other = name.registry() == to.registry() && name.repository() != to.repository();
-            if other && known.len() < MAX_MOUNT_SOURCES
+            if other
+                && known.len() < MAX_MOUNT_SOURCES
                 && let Some(record) = self.image_record(&image)?
             {
                 known.push((name.repository().to_owned(), record));
@@ -154,7 +176,10 @@ impl Store {
             let has = |(_, record): &&(String, crate::store::ImageRecord)| {
                 record.layers.iter().any(|known| known.blob == layer.digest)
             };
-            known.iter().find(has).map(|(repository, _)| repository.clone())
+            known
+                .iter()
+                .find(has)
+                .map(|(repository, _)| repository.clone())
         };
         Ok(layers.iter().map(source).collect())
     }

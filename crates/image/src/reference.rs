@@ -48,7 +48,9 @@ pub enum ReferenceError {
     )]
     Repository(String),
     /// The tag is outside the grammar.
-    #[error("{0:?} is not a tag: letters, digits, `_`, `.`, `-`, at most 128, not starting with `.` or `-`")]
+    #[error(
+        "{0:?} is not a tag: letters, digits, `_`, `.`, `-`, at most 128, not starting with `.` or `-`"
+    )]
     Tag(String),
     /// The digest after `@` is malformed.
     #[error(transparent)]
@@ -91,7 +93,11 @@ impl Reference {
 
     /// The same repository pinned to a digest, without a tag.
     pub fn with_digest(&self, digest: Digest) -> Self {
-        Self { tag: None, digest: Some(digest), ..self.clone() }
+        Self {
+            tag: None,
+            digest: Some(digest),
+            ..self.clone()
+        }
     }
 
     /// What a user's text may mean, in the order to look it up in the store: a name without a registry
@@ -190,7 +196,12 @@ impl FromStr for Reference {
             (None, None) => Some(DEFAULT_TAG.to_owned()),
             (tag, _) => tag.map(str::to_owned),
         };
-        Ok(Self { registry: registry.to_owned(), repository, tag, digest })
+        Ok(Self {
+            registry: registry.to_owned(),
+            repository,
+            tag,
+            digest,
+        })
     }
 }
 
@@ -207,7 +218,9 @@ fn check_registry(text: &str) -> Result<(), ReferenceError> {
             !label.is_empty()
                 && !label.starts_with('-')
                 && !label.ends_with('-')
-                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-')
         };
         if !text[..end].split('.').all(label_ok) {
             return Err(bad());
@@ -228,7 +241,8 @@ fn check_repository(text: &str) -> Result<(), ReferenceError> {
     let alnum = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let component_ok = |part: &str| {
         let bytes = part.as_bytes();
-        let edges = bytes.first().is_some_and(|&b| alnum(b)) && bytes.last().is_some_and(|&b| alnum(b));
+        let edges =
+            bytes.first().is_some_and(|&b| alnum(b)) && bytes.last().is_some_and(|&b| alnum(b));
         edges
             && part
                 .split(|c: char| c.is_ascii() && alnum(c as u8))
@@ -247,7 +261,11 @@ fn check_tag(text: &str) -> Result<(), ReferenceError> {
     let ok = bytes.len() <= MAX_TAG
         && bytes.first().is_some_and(|&b| word(b))
         && bytes.iter().all(|&b| word(b) || b == b'.' || b == b'-');
-    if ok { Ok(()) } else { Err(ReferenceError::Tag(text.to_owned())) }
+    if ok {
+        Ok(())
+    } else {
+        Err(ReferenceError::Tag(text.to_owned()))
+    }
 }
 
 impl fmt::Display for Reference {
@@ -292,33 +310,76 @@ mod tests {
             ("localhost:5000/x:y", "localhost:5000/x:y"),
             ("[::1]:5000/x:y", "[::1]:5000/x:y"),
             ("quay.io/a/b__c/d-e:t", "quay.io/a/b__c/d-e:t"),
-            (&format!("nginx@{digest}"), &format!("docker.io/library/nginx@{digest}")),
-            (&format!("nginx:1@{digest}"), &format!("docker.io/library/nginx:1@{digest}")),
+            (
+                &format!("nginx@{digest}"),
+                &format!("docker.io/library/nginx@{digest}"),
+            ),
+            (
+                &format!("nginx:1@{digest}"),
+                &format!("docker.io/library/nginx:1@{digest}"),
+            ),
         ] {
-            assert_eq!(text.parse::<Reference>().unwrap().to_string(), full, "{text}");
+            assert_eq!(
+                text.parse::<Reference>().unwrap().to_string(),
+                full,
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn rejects_what_the_grammar_forbids() {
         for text in [
-            "", "/", "a//b", "Nginx", "a/../b", "..", "a:", "a:.x", "a:-x", "a@sha256:12", "a b", "a.b:70000/x",
-            "a.b:0/x", "-a.b/x", "[::g]/x", "a..b/x/y", "a/b._c", "x:y:z", "http://a/b", "a/b/", "é", "a\0b",
+            "",
+            "/",
+            "a//b",
+            "Nginx",
+            "a/../b",
+            "..",
+            "a:",
+            "a:.x",
+            "a:-x",
+            "a@sha256:12",
+            "a b",
+            "a.b:70000/x",
+            "a.b:0/x",
+            "-a.b/x",
+            "[::g]/x",
+            "a..b/x/y",
+            "a/b._c",
+            "x:y:z",
+            "http://a/b",
+            "a/b/",
+            "é",
+            "a\0b",
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?}");
         }
-        assert_eq!("a".repeat(300).parse::<Reference>(), Err(ReferenceError::TooLong));
+        assert_eq!(
+            "a".repeat(300).parse::<Reference>(),
+            Err(ReferenceError::TooLong)
+        );
     }
 
     #[test]
     fn names_without_registry_are_looked_up_on_this_host_first() {
         let names = |text| -> Vec<String> {
-            Reference::candidates(text).unwrap().iter().map(ToString::to_string).collect()
+            Reference::candidates(text)
+                .unwrap()
+                .iter()
+                .map(ToString::to_string)
+                .collect()
         };
-        assert_eq!(names("debian"), ["localhost/debian:latest", "docker.io/library/debian:latest"]);
+        assert_eq!(
+            names("debian"),
+            ["localhost/debian:latest", "docker.io/library/debian:latest"]
+        );
         assert_eq!(names("a/b:1"), ["localhost/a/b:1", "docker.io/a/b:1"]);
         assert_eq!(names("quay.io/b:1"), ["quay.io/b:1"]);
-        assert_eq!(Reference::local("debian", "12").unwrap().familiar(), "debian:12");
+        assert_eq!(
+            Reference::local("debian", "12").unwrap().familiar(),
+            "debian:12"
+        );
     }
 
     proptest! {

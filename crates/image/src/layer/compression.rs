@@ -4,8 +4,6 @@
 
 use std::io::{self, BufRead, Read};
 
-use crate::manifest::media;
-
 /// How a layer is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Compression {
@@ -37,21 +35,8 @@ impl Compression {
         }
     }
 
-    /// The OCI media type, for compressions that layers may have.
-    pub(crate) fn media_type(self) -> Option<&'static str> {
-        match self {
-            Self::Plain => Some(media::LAYER),
-            Self::Gzip => Some(media::LAYER_GZIP),
-            Self::Zstd => Some(media::LAYER_ZSTD),
-            Self::Xz | Self::Bzip2 => None,
-        }
-    }
-
     /// A reader of the uncompressed bytes.
-    fn decoder<'a>(
-        self,
-        input: impl BufRead + Send + 'a,
-    ) -> io::Result<Box<dyn Read + Send + 'a>> {
+    fn decoder<'a>(self, input: impl BufRead + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
         Ok(match self {
             Self::Plain => Box::new(input),
             Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
@@ -60,9 +45,11 @@ impl Compression {
                 decoder.window_log_max(ZSTD_WINDOW_LOG)?;
                 Box::new(decoder)
             }
-            Self::Xz => {
-                Box::new(lzma_rust2::XzReader::new_mem_limit(input, true, XZ_MEMORY_KIB))
-            }
+            Self::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(
+                input,
+                true,
+                XZ_MEMORY_KIB,
+            )),
             Self::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(input)),
         })
     }
@@ -75,5 +62,8 @@ pub(crate) fn open<'a>(
     let mut start = Vec::with_capacity(MAGIC);
     (&mut input).take(MAGIC as u64).read_to_end(&mut start)?;
     let compression = Compression::detect(&start);
-    Ok((compression, compression.decoder(io::Cursor::new(start).chain(input))?))
+    Ok((
+        compression,
+        compression.decoder(io::Cursor::new(start).chain(input))?,
+    ))
 }

@@ -28,7 +28,12 @@ use crate::{
 };
 
 /// Writes everything below `upper` as a layer.
-pub(crate) fn write_diff<W: Write>(upper: &Path, output: W, depth: usize, job: &Job) -> io::Result<W> {
+pub(crate) fn write_diff<W: Write>(
+    upper: &Path,
+    output: W,
+    depth: usize,
+    job: &Job,
+) -> io::Result<W> {
     Walk::new(output, false, depth, job).run(&[upper])
 }
 
@@ -54,13 +59,20 @@ struct Walk<'a, W> {
 
 impl<'a, W: Write> Walk<'a, W> {
     fn new(output: W, merge: bool, depth: usize, job: &'a Job) -> Self {
-        Self { tar: Writer::new(output), merge, links: HashMap::new(), depth, job }
+        Self {
+            tar: Writer::new(output),
+            merge,
+            links: HashMap::new(),
+            depth,
+            job,
+        }
     }
 
     fn run(mut self, roots: &[impl AsRef<Path>]) -> io::Result<W> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let open = |path: &Path| rustix::fs::open(path, flags, Mode::empty());
-        let dirs: rustix::io::Result<Vec<OwnedFd>> = roots.iter().map(|root| open(root.as_ref())).collect();
+        let dirs: rustix::io::Result<Vec<OwnedFd>> =
+            roots.iter().map(|root| open(root.as_ref())).collect();
         self.directory(&dirs?, &[], 0)?;
         self.tar.finish()
     }
@@ -91,11 +103,20 @@ impl<'a, W: Write> Walk<'a, W> {
         Ok(())
     }
 
-    fn entry(&mut self, dirs: &[OwnedFd], name: &CStr, path: Vec<u8>, depth: usize) -> io::Result<()> {
+    fn entry(
+        &mut self,
+        dirs: &[OwnedFd],
+        name: &CStr,
+        path: Vec<u8>,
+        depth: usize,
+    ) -> io::Result<()> {
         let dir = dirs[0].as_fd();
         let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
         if name.to_bytes().starts_with(WHITEOUT) {
-            return Err(refuse(&path, "has a name that means a removed file in a layer"));
+            return Err(refuse(
+                &path,
+                "has a name that means a removed file in a layer",
+            ));
         }
         let mut entry = describe(&stat, path);
         match FileType::from_raw_mode(stat.st_mode) {
@@ -109,7 +130,10 @@ impl<'a, W: Write> Walk<'a, W> {
             FileType::CharacterDevice if stat.st_rdev == 0 => {
                 let cut = entry.path.len() - name.to_bytes().len();
                 let path = [&entry.path[..cut], WHITEOUT, name.to_bytes()].concat();
-                entry = Entry { path, ..Entry::default() };
+                entry = Entry {
+                    path,
+                    ..Entry::default()
+                };
             }
             FileType::CharacterDevice => entry.kind = Kind::Char,
             FileType::BlockDevice => entry.kind = Kind::Block,
@@ -124,7 +148,13 @@ impl<'a, W: Write> Walk<'a, W> {
         self.tar.entry(&entry)
     }
 
-    fn subdirectory(&mut self, dirs: &[OwnedFd], name: &CStr, mut entry: Entry, depth: usize) -> io::Result<()> {
+    fn subdirectory(
+        &mut self,
+        dirs: &[OwnedFd],
+        name: &CStr,
+        mut entry: Entry,
+        depth: usize,
+    ) -> io::Result<()> {
         let top = open_directory(dirs[0].as_fd(), name)?;
         let attributes = Attributes::read(top.as_fd(), &entry.path)?;
         entry.kind = Kind::Directory;
@@ -133,7 +163,10 @@ impl<'a, W: Write> Walk<'a, W> {
         self.tar.entry(&entry)?;
         if attributes.opaque && !self.merge {
             let path = [&entry.path, OPAQUE_MARKER].concat();
-            self.tar.entry(&Entry { path, ..Entry::default() })?;
+            self.tar.entry(&Entry {
+                path,
+                ..Entry::default()
+            })?;
         }
         let mut versions = vec![top];
         let mut opaque = attributes.opaque;
@@ -155,7 +188,13 @@ impl<'a, W: Write> Walk<'a, W> {
         self.directory(&versions, &entry.path, depth + 1)
     }
 
-    fn file(&mut self, dir: BorrowedFd<'_>, name: &CStr, mut entry: Entry, stat: &Stat) -> io::Result<()> {
+    fn file(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        name: &CStr,
+        mut entry: Entry,
+        stat: &Stat,
+    ) -> io::Result<()> {
         if self.linked(&mut entry, stat) {
             return self.tar.entry(&entry);
         }
@@ -219,7 +258,10 @@ fn describe(stat: &Stat, path: Vec<u8>) -> Entry {
         mode: stat.st_mode & 0o7777,
         uid: stat.st_uid,
         gid: stat.st_gid,
-        mtime: (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)),
+        mtime: (
+            stat.st_mtime,
+            u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+        ),
         device: (major(stat.st_rdev), minor(stat.st_rdev)),
         ..Entry::default()
     }
@@ -233,13 +275,19 @@ struct Attributes {
 
 impl Attributes {
     fn read(file: BorrowedFd<'_>, path: &[u8]) -> io::Result<Self> {
-        let mut found = Self { passing: Vec::new(), opaque: false };
+        let mut found = Self {
+            passing: Vec::new(),
+            opaque: false,
+        };
         let mut list = vec![0; 64 << 10];
         let count = match rustix::fs::flistxattr(file, &mut list) {
             Err(Errno::OPNOTSUPP) => 0,
             count => count?,
         };
-        for name in list[..count].split(|&b| b == 0).filter(|name| !name.is_empty()) {
+        for name in list[..count]
+            .split(|&b| b == 0)
+            .filter(|name| !name.is_empty())
+        {
             match name {
                 b"trusted.overlay.redirect" | b"trusted.overlay.metacopy" => {
                     return Err(refuse(
@@ -271,5 +319,8 @@ impl Attributes {
 }
 
 fn refuse(path: &[u8], reason: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, format!("{:?} {reason}", display(path)))
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("{:?} {reason}", display(path)),
+    )
 }

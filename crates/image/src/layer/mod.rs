@@ -31,7 +31,9 @@ pub enum LayerError {
     #[error(transparent)]
     Tar(#[from] TarError),
     /// The bytes are not the promised ones.
-    #[error("the layer's {what} digest is {found} instead of {expected}: the content was damaged or altered on its way")]
+    #[error(
+        "the layer's {what} digest is {found} instead of {expected}: the content was damaged or altered on its way"
+    )]
     Digest {
         /// Compressed or uncompressed.
         what: &'static str,
@@ -41,7 +43,9 @@ pub enum LayerError {
         found: Digest,
     },
     /// The length is not the promised one.
-    #[error("the layer has {found} bytes instead of {expected}: the transfer was cut off or altered")]
+    #[error(
+        "the layer has {found} bytes instead of {expected}: the transfer was cut off or altered"
+    )]
     Size {
         /// What the manifest promised.
         expected: u64,
@@ -55,3 +59,6 @@ pub enum LayerError {
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
 }
+
+#[cfg(test)]
+mod tests;

@@ -69,10 +69,14 @@ pub(crate) fn ingest_blob(
     let outcome = thread::scope(|scope| {
         let (to_inflate, compressed) = sync_channel(QUEUE);
         let stages = work.spawn(scope, job);
-        let inflate = scope.spawn(move || inflate(Pieces::new(compressed), &stages.feed).map(|c| (c, stages)));
+        let inflate = scope
+            .spawn(move || inflate(Pieces::new(compressed), &stages.feed).map(|c| (c, stages)));
         let fed = feed(store, &expected, source, job, &mut blob, to_inflate);
         let inflated = join(inflate);
-        (fed, inflated.and_then(|(compression, stages)| Ok((compression, stages.finish()?))))
+        (
+            fed,
+            inflated.and_then(|(compression, stages)| Ok((compression, stages.finish()?))),
+        )
     });
     let (fed, unpacked) = outcome;
     // The order of blame: a broken source explains everything after it, a wrong digest explains bad content.
@@ -80,7 +84,10 @@ pub(crate) fn ingest_blob(
     let sealed = blob.seal()?;
     if let Some((digest, size)) = expected.blob {
         if sealed.size != size {
-            return Err(LayerError::Size { expected: size, found: sealed.size });
+            return Err(LayerError::Size {
+                expected: size,
+                found: sealed.size,
+            });
         }
         check("compressed", digest, sealed.digest)?;
     }
@@ -160,21 +167,41 @@ impl Work {
     fn create(store: &Store, lease: &Lease) -> Result<Self, LayerError> {
         let dir = lease.fresh_path("layer");
         let root = dir.join("fs");
-        fs::create_dir(&dir).and_then(|()| tree::create_root(&root)).map_err(at("create", &root))?;
-        Ok(Self { dir, root, limits: store.limits().clone() })
+        fs::create_dir(&dir)
+            .and_then(|()| tree::create_root(&root))
+            .map_err(at("create", &root))?;
+        Ok(Self {
+            dir,
+            root,
+            limits: store.limits().clone(),
+        })
     }
 
-    fn spawn<'scope>(&'scope self, scope: &'scope thread::Scope<'scope, '_>, job: &'scope Job) -> Stages<'scope> {
+    fn spawn<'scope>(
+        &'scope self,
+        scope: &'scope thread::Scope<'scope, '_>,
+        job: &'scope Job,
+    ) -> Stages<'scope> {
         let (hash_in, hash_out) = sync_channel::<Piece>(QUEUE);
         let (unpack_in, unpack_out) = sync_channel(QUEUE);
         let hash = scope.spawn(move || {
             let mut hasher = Hasher::default();
-            hash_out.iter().map_while(Result::ok).for_each(|piece| hasher.update(&piece));
+            hash_out
+                .iter()
+                .map_while(Result::ok)
+                .for_each(|piece| hasher.update(&piece));
             hasher.finish()
         });
-        let unpack =
-            scope.spawn(move || unpack::unpack(Pieces::new(unpack_out), &self.root, &self.limits, job));
-        Stages { feed: Feed { hash: hash_in, unpack: unpack_in }, hash, unpack }
+        let unpack = scope
+            .spawn(move || unpack::unpack(Pieces::new(unpack_out), &self.root, &self.limits, job));
+        Stages {
+            feed: Feed {
+                hash: hash_in,
+                unpack: unpack_in,
+            },
+            hash,
+            unpack,
+        }
     }
 
     fn publish(
@@ -215,7 +242,10 @@ impl Stages<'_> {
         drop(self.feed);
         let unpacked = join(self.unpack);
         let diff_id = join(self.hash);
-        Ok(Done { diff_id, unpacked: unpacked? })
+        Ok(Done {
+            diff_id,
+            unpacked: unpacked?,
+        })
     }
 }
 
@@ -228,7 +258,9 @@ fn feed(
     blob: &mut BlobWriter,
     next: SyncSender<Piece>,
 ) -> Result<(), LayerError> {
-    let limit = expected.blob.map_or(store.limits().layer_blob_bytes, |(_, size)| size);
+    let limit = expected
+        .blob
+        .map_or(store.limits().layer_blob_bytes, |(_, size)| size);
     let mut next = Some(next);
     let mut total: u64 = 0;
     let result = loop {
@@ -242,14 +274,20 @@ fn feed(
         };
         total += piece.len() as u64;
         if total > limit {
-            break Err(LayerError::Size { expected: limit, found: total });
+            break Err(LayerError::Size {
+                expected: limit,
+                found: total,
+            });
         }
         if let Err(source) = blob.write_all(&piece) {
             break Err(at("write", blob.path())(source).into());
         }
         // When unpacking has failed, go on to the end all the same: whether the digest is right decides
         // whether the transfer or the image is at fault.
-        if next.as_ref().is_some_and(|next| next.send(Ok(piece)).is_err()) {
+        if next
+            .as_ref()
+            .is_some_and(|next| next.send(Ok(piece)).is_err())
+        {
             next = None;
         }
     };
@@ -307,11 +345,21 @@ fn read_full(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 fn check(what: &'static str, expected: Digest, found: Digest) -> Result<(), LayerError> {
-    if expected == found { Ok(()) } else { Err(LayerError::Digest { what, expected, found }) }
+    if expected == found {
+        Ok(())
+    } else {
+        Err(LayerError::Digest {
+            what,
+            expected,
+            found,
+        })
+    }
 }
 
 fn join<T>(handle: ScopedJoinHandle<'_, T>) -> T {
-    handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    handle
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// The receiving end of a queue as a buffered stream; pieces are lent out, not copied.
@@ -322,7 +370,10 @@ struct Pieces {
 
 impl Pieces {
     fn new(queue: Receiver<Piece>) -> Self {
-        Self { queue, current: Bytes::new() }
+        Self {
+            queue,
+            current: Bytes::new(),
+        }
     }
 }
 
@@ -353,7 +404,9 @@ impl Read for Pieces {
 }
 
 /// A [`Source`] that reads a stream.
-pub(crate) fn read_source<'a>(mut input: impl Read + Send + 'a) -> impl FnMut() -> Result<Option<Bytes>, LayerError> + Send + 'a {
+pub(crate) fn read_source<'a>(
+    mut input: impl Read + Send + 'a,
+) -> impl FnMut() -> Result<Option<Bytes>, LayerError> + Send + 'a {
     move || {
         let mut buffer = vec![0; CHUNK];
         let count = read_full(&mut input, &mut buffer).map_err(LayerError::Source)?;
@@ -372,9 +425,7 @@ pub(crate) fn piped<T, R>(
         let producer = scope.spawn(move || {
             let mut output = io::BufWriter::with_capacity(CHUNK, PieceWriter(sender));
             let result = produce(&mut output).and_then(|()| output.flush());
-            let sender = match output.into_parts() {
-                (PieceWriter(sender), _) => sender,
-            };
+            let (PieceWriter(sender), _) = output.into_parts();
             if let Err(error) = result {
                 // A consumer that is gone has its own reason.
                 let _ = sender.send(Err(error));

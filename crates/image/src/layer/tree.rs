@@ -9,8 +9,7 @@
 
 use std::{
     collections::HashMap,
-    fs,
-    io,
+    fs, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
     rc::Rc,
@@ -51,7 +50,12 @@ pub(super) struct Attributes {
 impl Attributes {
     /// What a directory gets that a layer uses without describing it. A fixed time, because the same
     /// layer must unpack to the same tree.
-    pub(super) const IMPLIED: Self = Self { uid: 0, gid: 0, mode: 0o755, mtime: (0, 0) };
+    pub(super) const IMPLIED: Self = Self {
+        uid: 0,
+        gid: 0,
+        mode: 0o755,
+        mtime: (0, 0),
+    };
 }
 
 /// A directory being filled.
@@ -64,7 +68,10 @@ impl Tree {
     pub(super) fn open(root: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(root, flags, Mode::empty())?;
-        Ok(Self { root: Rc::new(root), parents: HashMap::new() })
+        Ok(Self {
+            root: Rc::new(root),
+            parents: HashMap::new(),
+        })
     }
 
     /// Opens the directory at a normalized relative path, links in it resolved inside the root. Missing
@@ -103,7 +110,11 @@ impl Tree {
 
     /// Creates what is missing of a path, from the top.
     fn create_path(&mut self, path: &[u8], created: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        let ends = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(i, _)| i);
+        let ends = path
+            .iter()
+            .enumerate()
+            .filter(|(_, b)| **b == b'/')
+            .map(|(i, _)| i);
         let mut dir = Rc::clone(&self.root);
         let mut start = 0;
         for end in ends.chain([path.len()]) {
@@ -192,7 +203,11 @@ impl Tree {
     ) -> io::Result<()> {
         let cut = target.iter().rposition(|&b| b == b'/');
         let (dir, base) = cut.map_or((&[][..], target), |i| (&target[..i], &target[i + 1..]));
-        let dir = if dir.is_empty() { Rc::clone(&self.root) } else { Rc::new(self.open_dir(dir)?) };
+        let dir = if dir.is_empty() {
+            Rc::clone(&self.root)
+        } else {
+            Rc::new(self.open_dir(dir)?)
+        };
         let link = || rustix::fs::linkat(&*dir, base, parent, name, AtFlags::empty());
         match link() {
             Err(Errno::EXIST) => {
@@ -212,7 +227,11 @@ impl Tree {
     /// Sets the time of a directory by path; one replaced meanwhile is left alone.
     pub(super) fn set_directory_time(&self, path: &[u8], mtime: (i64, u32)) -> io::Result<()> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let dir = if path.is_empty() { Ok(None) } else { resolve(self.root.as_fd(), path, flags).map(Some) };
+        let dir = if path.is_empty() {
+            Ok(None)
+        } else {
+            resolve(self.root.as_fd(), path, flags).map(Some)
+        };
         match dir {
             Ok(dir) => {
                 let dir = dir.as_ref().map_or(self.root.as_fd(), AsFd::as_fd);
@@ -258,7 +277,12 @@ pub(super) fn open_here(parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<Owned
 
 /// Marks a directory as hiding what is below.
 pub(super) fn set_opaque(dir: BorrowedFd<'_>) -> io::Result<()> {
-    Ok(rustix::fs::fsetxattr(dir, OPAQUE, b"y", XattrFlags::empty())?)
+    Ok(rustix::fs::fsetxattr(
+        dir,
+        OPAQUE,
+        b"y",
+        XattrFlags::empty(),
+    )?)
 }
 
 /// Creates a device, a FIFO or a whiteout.
@@ -273,7 +297,12 @@ pub(super) fn node(
 
 /// Sets owner, permissions and time of an open file, in the order in which none undoes another.
 pub(super) fn set_attributes(file: BorrowedFd<'_>, attributes: &Attributes) -> io::Result<()> {
-    let Attributes { uid, gid, mode, mtime } = *attributes;
+    let Attributes {
+        uid,
+        gid,
+        mode,
+        mtime,
+    } = *attributes;
     rustix::fs::fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
     rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?;
     Ok(rustix::fs::futimens(file, &times(mtime))?)
@@ -286,18 +315,39 @@ pub(super) fn set_attributes_at(
     attributes: &Attributes,
     link: bool,
 ) -> io::Result<()> {
-    let Attributes { uid, gid, mode, mtime } = *attributes;
+    let Attributes {
+        uid,
+        gid,
+        mode,
+        mtime,
+    } = *attributes;
     let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-    rustix::fs::chownat(parent, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), nofollow)?;
+    rustix::fs::chownat(
+        parent,
+        name,
+        Some(Uid::from_raw(uid)),
+        Some(Gid::from_raw(gid)),
+        nofollow,
+    )?;
     if !link {
         rustix::fs::chmodat(parent, name, Mode::from_raw_mode(mode), AtFlags::empty())?;
     }
-    Ok(rustix::fs::utimensat(parent, name, &times(mtime), nofollow)?)
+    Ok(rustix::fs::utimensat(
+        parent,
+        name,
+        &times(mtime),
+        nofollow,
+    )?)
 }
 
 /// Sets an extended attribute of an open file. `false` when the file system has none of this kind.
 pub(super) fn set_xattr(file: BorrowedFd<'_>, name: &[u8], value: &[u8]) -> io::Result<bool> {
-    supported(rustix::fs::fsetxattr(file, name, value, XattrFlags::empty()))
+    supported(rustix::fs::fsetxattr(
+        file,
+        name,
+        value,
+        XattrFlags::empty(),
+    ))
 }
 
 /// The same for what cannot be opened.
@@ -307,7 +357,12 @@ pub(super) fn set_xattr_at(
     name: &[u8],
     value: &[u8],
 ) -> io::Result<bool> {
-    supported(rustix::fs::lsetxattr(here(parent, file), name, value, XattrFlags::empty()))
+    supported(rustix::fs::lsetxattr(
+        here(parent, file),
+        name,
+        value,
+        XattrFlags::empty(),
+    ))
 }
 
 fn supported(result: rustix::io::Result<()>) -> io::Result<bool> {
@@ -321,17 +376,28 @@ fn supported(result: rustix::io::Result<()>) -> io::Result<bool> {
 /// A path to a name in an open directory, for calls that take only paths.
 fn here(parent: BorrowedFd<'_>, name: &[u8]) -> std::path::PathBuf {
     use std::os::unix::ffi::OsStrExt;
-    Path::new(&format!("/proc/self/fd/{}", parent.as_raw_fd())).join(std::ffi::OsStr::from_bytes(name))
+    Path::new(&format!("/proc/self/fd/{}", parent.as_raw_fd()))
+        .join(std::ffi::OsStr::from_bytes(name))
 }
 
 fn times((seconds, nanos): (i64, u32)) -> Timestamps {
-    let time = Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
-    Timestamps { last_access: time, last_modification: time }
+    let time = Timespec {
+        tv_sec: seconds,
+        tv_nsec: nanos.into(),
+    };
+    Timestamps {
+        last_access: time,
+        last_modification: time,
+    }
 }
 
 /// Creates an empty directory for a layer's files.
 pub(super) fn create_root(path: &Path) -> io::Result<()> {
     rustix::fs::mkdirat(CWD, path, Mode::from_raw_mode(0o755))?;
-    let dir = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let dir = rustix::fs::open(
+        path,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     set_attributes(dir.as_fd(), &Attributes::IMPLIED)
 }

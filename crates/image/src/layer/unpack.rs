@@ -40,15 +40,23 @@ pub(crate) fn unpack(
 ) -> Result<Unpacked, TarError> {
     let opened = Tree::open(root);
     let tree = opened.map_err(|source| write_error("open", &display(b"/"), source))?;
-    let mut unpacker =
-        Unpacker { tree, limits, directories: HashMap::new(), totals: Unpacked::default() };
+    let mut unpacker = Unpacker {
+        tree,
+        limits,
+        directories: HashMap::new(),
+        totals: Unpacked::default(),
+    };
     let mut reader = Reader::new(input, limits);
     while let Some(entry) = reader.next_entry()? {
         job.check()?;
         unpacker.totals.entries += 1;
         if unpacker.totals.entries > limits.entries {
             let entry = display(&entry.path);
-            return Err(TarError::Limit { entry, what: "entries in one layer", limit: limits.entries });
+            return Err(TarError::Limit {
+                entry,
+                what: "entries in one layer",
+                limit: limits.entries,
+            });
         }
         unpacker.entry(&mut reader, entry)?;
     }
@@ -69,12 +77,21 @@ impl Unpacker<'_> {
         let shown = display(&entry.path);
         let path = self.normalize(&entry.path, &shown)?;
         let fail = |action, source| write_error(action, &shown, source);
-        let attributes =
-            Attributes { uid: entry.uid, gid: entry.gid, mode: entry.mode, mtime: entry.mtime };
+        let attributes = Attributes {
+            uid: entry.uid,
+            gid: entry.gid,
+            mode: entry.mode,
+            mtime: entry.mtime,
+        };
         if path.is_empty() {
             return match entry.kind {
-                Kind::Directory => self.root(&entry, &attributes).map_err(|e| fail("create", e)),
-                _ => Err(TarError::Unsafe { entry: shown, reason: "its path is the root itself" }),
+                Kind::Directory => self
+                    .root(&entry, &attributes)
+                    .map_err(|e| fail("create", e)),
+                _ => Err(TarError::Unsafe {
+                    entry: shown,
+                    reason: "its path is the root itself",
+                }),
             };
         }
         let cut = path.iter().rposition(|&b| b == b'/');
@@ -83,15 +100,24 @@ impl Unpacker<'_> {
         if parts.any(|part| part.starts_with(AUFS) && part != OPAQUE_MARKER) {
             return Ok(());
         }
-        if dir.split(|&b| b == b'/').any(|part| part.starts_with(WHITEOUT)) {
+        if dir
+            .split(|&b| b == b'/')
+            .any(|part| part.starts_with(WHITEOUT))
+        {
             let reason = "it lies inside a whiteout";
-            return Err(TarError::Unsafe { entry: shown, reason });
+            return Err(TarError::Unsafe {
+                entry: shown,
+                reason,
+            });
         }
         let directories = &mut self.directories;
         let mut created = |path: &[u8]| {
             directories.entry(path.to_vec()).or_insert((0, 0));
         };
-        let parent = self.tree.parent(dir, &mut created).map_err(|e| fail("create the parent of", e))?;
+        let parent = self
+            .tree
+            .parent(dir, &mut created)
+            .map_err(|e| fail("create the parent of", e))?;
         let parent = parent.as_fd();
 
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
@@ -100,7 +126,8 @@ impl Unpacker<'_> {
         match entry.kind {
             Kind::File => return self.file(reader, parent, name, &entry, &attributes),
             Kind::Directory => {
-                self.directory(parent, name, &entry, &attributes).map_err(|e| fail("create", e))?;
+                self.directory(parent, name, &entry, &attributes)
+                    .map_err(|e| fail("create", e))?;
                 self.directories.insert(path, entry.mtime);
             }
             Kind::HardLink => {
@@ -109,10 +136,14 @@ impl Unpacker<'_> {
             }
             Kind::Symlink if entry.link.is_empty() || entry.link.contains(&0) => {
                 let reason = "its target is empty or contains a NUL";
-                return Err(TarError::Unsafe { entry: shown, reason });
+                return Err(TarError::Unsafe {
+                    entry: shown,
+                    reason,
+                });
             }
             Kind::Symlink | Kind::Char | Kind::Block | Kind::Fifo => {
-                self.special(parent, name, &entry, &attributes).map_err(|e| fail("create", e))?;
+                self.special(parent, name, &entry, &attributes)
+                    .map_err(|e| fail("create", e))?;
             }
         }
         Ok(())
@@ -120,7 +151,12 @@ impl Unpacker<'_> {
 
     /// A relative path without `.`, empty and dangerous components.
     fn normalize(&self, path: &[u8], shown: &str) -> Result<Vec<u8>, TarError> {
-        let refuse = |reason| Err(TarError::Unsafe { entry: shown.to_owned(), reason });
+        let refuse = |reason| {
+            Err(TarError::Unsafe {
+                entry: shown.to_owned(),
+                reason,
+            })
+        };
         let mut normal = Vec::with_capacity(path.len());
         let mut depth = 0;
         for part in path.split(|&b| b == b'/') {
@@ -138,7 +174,11 @@ impl Unpacker<'_> {
         }
         if depth > self.limits.depth {
             let limit = self.limits.depth as u64;
-            return Err(TarError::Limit { entry: shown.to_owned(), what: "path components", limit });
+            return Err(TarError::Limit {
+                entry: shown.to_owned(),
+                what: "path components",
+                limit,
+            });
         }
         Ok(normal)
     }
@@ -160,11 +200,15 @@ impl Unpacker<'_> {
         shown: &str,
     ) -> Result<(), TarError> {
         if name == OPAQUE_MARKER {
-            return tree::set_opaque(parent).map_err(|e| write_error("make opaque the directory of", shown, e));
+            return tree::set_opaque(parent)
+                .map_err(|e| write_error("make opaque the directory of", shown, e));
         }
         if matches!(hidden, b"" | b"." | b"..") {
             let reason = "it is a whiteout of no name";
-            return Err(TarError::Unsafe { entry: shown.to_owned(), reason });
+            return Err(TarError::Unsafe {
+                entry: shown.to_owned(),
+                reason,
+            });
         }
         let place = || -> io::Result<()> {
             match tree::former(parent, hidden)? {
@@ -203,9 +247,13 @@ impl Unpacker<'_> {
             let shown = shown.clone();
             move |source: io::Error| write_error(action, &shown, source)
         };
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = || rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600));
-        let file = self.tree.replace(parent, name, open).map_err(fail("create"))?;
+        let file = self
+            .tree
+            .replace(parent, name, open)
+            .map_err(fail("create"))?;
         let mut file = std::fs::File::from(file);
         match &entry.sparse {
             None => reader.copy_data(|data| io::Write::write_all(&mut file, data))?,
@@ -215,9 +263,11 @@ impl Unpacker<'_> {
                 reader.copy_data(|mut data| {
                     use std::os::unix::fs::FileExt;
                     while let Some(part) = segment.as_mut().filter(|_| !data.is_empty()) {
-                        let fits = usize::try_from(part.length).map_or(data.len(), |n| n.min(data.len()));
+                        let fits =
+                            usize::try_from(part.length).map_or(data.len(), |n| n.min(data.len()));
                         file.write_all_at(&data[..fits], part.offset)?;
-                        (part.offset, part.length) = (part.offset + fits as u64, part.length - fits as u64);
+                        (part.offset, part.length) =
+                            (part.offset + fits as u64, part.length - fits as u64);
                         data = &data[fits..];
                         if part.length == 0 {
                             segment = segments.next().copied();
@@ -228,7 +278,10 @@ impl Unpacker<'_> {
                 file.set_len(entry.size).map_err(fail("size"))?;
             }
         }
-        let stored = entry.sparse.as_ref().map_or(entry.size, |map| map.iter().map(|s| s.length).sum());
+        let stored = entry
+            .sparse
+            .as_ref()
+            .map_or(entry.size, |map| map.iter().map(|s| s.length).sum());
         self.totals.bytes += stored;
         set_xattrs_and(file.as_fd(), entry, attributes).map_err(fail("set the attributes of"))
     }
@@ -240,17 +293,22 @@ impl Unpacker<'_> {
         name: &[u8],
         shown: &str,
     ) -> Result<(), TarError> {
-        let refuse = |reason| TarError::Unsafe { entry: shown.to_owned(), reason };
+        let refuse = |reason| TarError::Unsafe {
+            entry: shown.to_owned(),
+            reason,
+        };
         if target.is_empty() {
             return Err(refuse("it is a hard link to the root"));
         }
-        self.tree.hard_link(target, parent, name).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
-                refuse("it is a hard link to something this layer does not contain")
-            }
-            io::ErrorKind::PermissionDenied => refuse("it is a hard link to a directory"),
-            _ => write_error("link", shown, source),
-        })
+        self.tree
+            .hard_link(target, parent, name)
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+                    refuse("it is a hard link to something this layer does not contain")
+                }
+                io::ErrorKind::PermissionDenied => refuse("it is a hard link to a directory"),
+                _ => write_error("link", shown, source),
+            })
     }
 
     fn special(
@@ -264,7 +322,8 @@ impl Unpacker<'_> {
         match entry.kind {
             Kind::Symlink => {
                 let link = entry.link.as_slice();
-                self.tree.replace(parent, name, || rustix::fs::symlinkat(link, parent, name))?;
+                self.tree
+                    .replace(parent, name, || rustix::fs::symlinkat(link, parent, name))?;
             }
             Kind::Char if entry.device == (0, 0) => {
                 // Not a device but overlayfs' own whiteout, as some tools pack it.
@@ -277,7 +336,8 @@ impl Unpacker<'_> {
                     Kind::Block => (FileType::BlockDevice, device()),
                     _ => (FileType::Fifo, 0),
                 };
-                self.tree.replace(parent, name, || tree::node(parent, name, kind, device))?;
+                self.tree
+                    .replace(parent, name, || tree::node(parent, name, kind, device))?;
             }
         }
         for (key, value) in entry.xattrs.iter().filter(|(key, _)| passes(key)) {
@@ -300,7 +360,8 @@ impl Unpacker<'_> {
 pub(super) fn passes(name: &[u8]) -> bool {
     let is = |prefix: &[u8]| name.starts_with(prefix);
     let overlay = is(b"trusted.overlay.") || is(b"user.overlay.");
-    let known = is(b"user.") || is(b"trusted.") || is(b"security.capability") || is(b"system.posix_acl_");
+    let known =
+        is(b"user.") || is(b"trusted.") || is(b"security.capability") || is(b"system.posix_acl_");
     known && !overlay
 }
 
@@ -328,5 +389,9 @@ fn set_xattrs_and(
 }
 
 fn write_error(action: &'static str, entry: &str, source: io::Error) -> TarError {
-    TarError::Write { action, entry: entry.to_owned(), source }
+    TarError::Write {
+        action,
+        entry: entry.to_owned(),
+        source,
+    }
 }

@@ -30,14 +30,27 @@ pub(super) struct Inputs {
 
 /// Finds the binary and asks it for its applets.
 pub(super) fn prepare() -> Result<Inputs, RecipeError> {
-    let missing = || RecipeError::MissingTool { program: "busybox", package: "busybox-static" };
-    let path: PathBuf = PLACES.iter().map(PathBuf::from).find(|path| path.exists()).ok_or_else(missing)?;
-    let run = |source| RecipeError::Run { program: "busybox", source };
+    let missing = || RecipeError::MissingTool {
+        program: "busybox",
+        package: "busybox-static",
+    };
+    let path: PathBuf = PLACES
+        .iter()
+        .map(PathBuf::from)
+        .find(|path| path.exists())
+        .ok_or_else(missing)?;
+    let run = |source| RecipeError::Run {
+        program: "busybox",
+        source,
+    };
     let binary = read(&path).map_err(run)?;
     if !is_static(&binary) {
         return Err(RecipeError::NotStatic(path));
     }
-    let output = Command::new(&path).arg("--list-full").output().map_err(run)?;
+    let output = Command::new(&path)
+        .arg("--list-full")
+        .output()
+        .map_err(run)?;
     if !output.status.success() {
         return Err(RecipeError::Tool {
             program: "busybox",
@@ -57,7 +70,10 @@ pub(super) fn prepare() -> Result<Inputs, RecipeError> {
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    io::Read::read_to_end(&mut io::Read::take(std::fs::File::open(path)?, MAX_BINARY), &mut bytes)?;
+    io::Read::read_to_end(
+        &mut io::Read::take(std::fs::File::open(path)?, MAX_BINARY),
+        &mut bytes,
+    )?;
     Ok(bytes)
 }
 
@@ -72,17 +88,24 @@ fn is_static(elf: &[u8]) -> bool {
     let number = |at: usize, length: usize| -> Option<usize> {
         let bytes = elf.get(at..at.checked_add(length)?)?;
         let fold = |value: usize, byte: &u8| (value << 8) | usize::from(*byte);
-        Some(if little { bytes.iter().rev().fold(0, fold) } else { bytes.iter().fold(0, fold) })
+        Some(if little {
+            bytes.iter().rev().fold(0, fold)
+        } else {
+            bytes.iter().fold(0, fold)
+        })
     };
     let header = if wide {
         number(32, 8).zip(number(54, 2)).zip(number(56, 2))
     } else {
         number(28, 4).zip(number(42, 2)).zip(number(44, 2))
     };
-    let Some(((offset, size), count)) = header else { return false };
+    let Some(((offset, size), count)) = header else {
+        return false;
+    };
     (0..count).all(|i| {
         let at = offset.checked_add(i * size);
-        at.and_then(|at| number(at, 4)).is_some_and(|kind| kind != PT_INTERP as usize)
+        at.and_then(|at| number(at, 4))
+            .is_some_and(|kind| kind != PT_INTERP as usize)
     })
 }
 
@@ -97,8 +120,16 @@ impl Inputs {
         Digest::of(text.as_bytes())
     }
 
-    pub(super) fn build(&self, store: &Store, lease: &Lease, job: &Job) -> Result<Ingested, RecipeError> {
-        let tar = self.tar().map_err(|source| RecipeError::Run { program: "busybox", source })?;
+    pub(super) fn build(
+        &self,
+        store: &Store,
+        lease: &Lease,
+        job: &Job,
+    ) -> Result<Ingested, RecipeError> {
+        let tar = self.tar().map_err(|source| RecipeError::Run {
+            program: "busybox",
+            source,
+        })?;
         Ok(ingest_tar(store, lease, tar.as_slice(), job)?)
     }
 
@@ -126,25 +157,62 @@ impl Inputs {
             ("var/www/", 0o755),
         ] {
             let path = path.as_bytes().to_vec();
-            tar.entry(&Entry { path, kind: Kind::Directory, mode, ..Entry::default() })?;
+            tar.entry(&Entry {
+                path,
+                kind: Kind::Directory,
+                mode,
+                ..Entry::default()
+            })?;
         }
         tar.file("bin/busybox", 0o755, &self.binary)?;
         for applet in &self.applets {
             let up = "../".repeat(applet.matches('/').count());
-            let link = if applet.starts_with("bin/") { "busybox".into() } else { format!("{up}bin/busybox") };
+            let link = if applet.starts_with("bin/") {
+                "busybox".into()
+            } else {
+                format!("{up}bin/busybox")
+            };
             symlink(&mut tar, applet, &link)?;
         }
         symlink(&mut tar, "var/run", "../run")?;
         for (path, mode, content) in [
-            ("etc/passwd", 0o644, "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\nwww-data:x:33:33:www-data:/var/www:/bin/false\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"),
-            ("etc/group", 0o644, "root:x:0:\ndaemon:x:1:\ntty:x:5:\nwww-data:x:33:\nnogroup:x:65534:\n"),
-            ("etc/shadow", 0o600, "root:*:::::::\ndaemon:*:::::::\nwww-data:*:::::::\nnobody:*:::::::\n"),
-            ("etc/hosts", 0o644, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"),
+            (
+                "etc/passwd",
+                0o644,
+                "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\nwww-data:x:33:33:www-data:/var/www:/bin/false\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n",
+            ),
+            (
+                "etc/group",
+                0o644,
+                "root:x:0:\ndaemon:x:1:\ntty:x:5:\nwww-data:x:33:\nnogroup:x:65534:\n",
+            ),
+            (
+                "etc/shadow",
+                0o600,
+                "root:*:::::::\ndaemon:*:::::::\nwww-data:*:::::::\nnobody:*:::::::\n",
+            ),
+            (
+                "etc/hosts",
+                0o644,
+                "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n",
+            ),
             ("etc/hostname", 0o644, "localhost\n"),
             ("etc/resolv.conf", 0o644, ""),
-            ("etc/nsswitch.conf", 0o644, "passwd: files\ngroup: files\nhosts: files dns\n"),
-            ("etc/profile", 0o644, "export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"),
-            ("etc/os-release", 0o644, "NAME=\"BusyBox\"\nID=busybox\nPRETTY_NAME=\"BusyBox (Berth recipe)\"\n"),
+            (
+                "etc/nsswitch.conf",
+                0o644,
+                "passwd: files\ngroup: files\nhosts: files dns\n",
+            ),
+            (
+                "etc/profile",
+                0o644,
+                "export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n",
+            ),
+            (
+                "etc/os-release",
+                0o644,
+                "NAME=\"BusyBox\"\nID=busybox\nPRETTY_NAME=\"BusyBox (Berth recipe)\"\n",
+            ),
         ] {
             tar.file(path, mode, content.as_bytes())?;
         }

@@ -50,8 +50,15 @@ pub struct DebianRecipe {
 }
 
 /// Packages of a system container besides the minimal system.
-const SYSTEM_PACKAGES: [&str; 7] =
-    ["systemd-sysv", "dbus", "libpam-systemd", "iproute2", "iputils-ping", "procps", "ca-certificates"];
+const SYSTEM_PACKAGES: [&str; 7] = [
+    "systemd-sysv",
+    "dbus",
+    "libpam-systemd",
+    "iproute2",
+    "iputils-ping",
+    "procps",
+    "ca-certificates",
+];
 
 /// Units that need hardware, a kernel of their own or a console that a container does not have.
 const MASKED: [&str; 14] = [
@@ -86,28 +93,61 @@ pub(super) fn prepare(recipe: &DebianRecipe) -> Result<Inputs, RecipeError> {
         check("package", package, "+.-:")?;
     }
     if let Some(mirror) = &recipe.mirror
-        && !["http://", "https://", "file:/", "copy:/", "deb "].iter().any(|scheme| mirror.starts_with(scheme))
+        && !["http://", "https://", "file:/", "copy:/", "deb "]
+            .iter()
+            .any(|scheme| mirror.starts_with(scheme))
     {
         let reason = "give a URL such as https://host/debian";
-        return Err(RecipeError::Parameter { what: "mirror", value: mirror.clone(), reason });
+        return Err(RecipeError::Parameter {
+            what: "mirror",
+            value: mirror.clone(),
+            reason,
+        });
     }
-    let output = Command::new(PROGRAM).arg("--version").stdin(Stdio::null()).output();
+    let output = Command::new(PROGRAM)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .output();
     let output = output.map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => RecipeError::MissingTool { program: PROGRAM, package: PROGRAM },
-        _ => RecipeError::Run { program: PROGRAM, source },
+        std::io::ErrorKind::NotFound => RecipeError::MissingTool {
+            program: PROGRAM,
+            package: PROGRAM,
+        },
+        _ => RecipeError::Run {
+            program: PROGRAM,
+            source,
+        },
     })?;
     let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    let epoch = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
-    Ok(Inputs { recipe: recipe.clone(), version, sources: apt_sources(), epoch })
+    let epoch = std::env::var("SOURCE_DATE_EPOCH")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0);
+    Ok(Inputs {
+        recipe: recipe.clone(),
+        version,
+        sources: apt_sources(),
+        epoch,
+    })
 }
 
 /// Words that become arguments of other programs: nothing that could be an option or a shell's syntax.
 fn check(what: &'static str, value: &str, punctuation: &str) -> Result<(), RecipeError> {
     let ok = value.len() <= 128
         && value.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && value.chars().all(|c| c.is_ascii_alphanumeric() || punctuation.contains(c));
+        && value
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || punctuation.contains(c));
     let reason = "it must be letters, digits and simple punctuation";
-    if ok { Ok(()) } else { Err(RecipeError::Parameter { what, value: value.to_owned(), reason }) }
+    if ok {
+        Ok(())
+    } else {
+        Err(RecipeError::Parameter {
+            what,
+            value: value.to_owned(),
+            reason,
+        })
+    }
 }
 
 /// A digest of where the host gets its packages from. What cannot be read counts as absent.
@@ -127,7 +167,12 @@ fn apt_sources() -> Digest {
 
 impl Inputs {
     pub(super) fn key(&self) -> Digest {
-        let Self { recipe, version, sources, epoch } = self;
+        let Self {
+            recipe,
+            version,
+            sources,
+            epoch,
+        } = self;
         Digest::of(format!("debian {REVISION} {recipe:?} {version} {sources} {epoch}").as_bytes())
     }
 
@@ -136,8 +181,15 @@ impl Inputs {
     }
 
     pub(super) fn created_by(&self) -> String {
-        let kind = if self.recipe.systemd { " --systemd" } else { "" };
-        format!("berth image build --recipe debian --suite {}{kind}", self.recipe.suite)
+        let kind = if self.recipe.systemd {
+            " --systemd"
+        } else {
+            ""
+        };
+        format!(
+            "berth image build --recipe debian --suite {}{kind}",
+            self.recipe.suite
+        )
     }
 
     pub(super) fn run_config(&self) -> RunConfig {
@@ -175,11 +227,24 @@ impl Inputs {
         command.args(self.recipe.mirror.as_deref());
         // A clean environment: locale and proxies of apt's configuration stay, the caller's secrets do not.
         command.env_clear();
-        for name in ["PATH", "HOME", "TMPDIR", "http_proxy", "https_proxy", "no_proxy"] {
+        for name in [
+            "PATH",
+            "HOME",
+            "TMPDIR",
+            "http_proxy",
+            "https_proxy",
+            "no_proxy",
+        ] {
             command.envs(std::env::var_os(name).map(|value| (name, value)));
         }
-        command.env("SOURCE_DATE_EPOCH", self.epoch.to_string()).env("LC_ALL", "C.UTF-8");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command
+            .env("SOURCE_DATE_EPOCH", self.epoch.to_string())
+            .env("LC_ALL", "C.UTF-8");
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
         command
     }
 
@@ -208,8 +273,16 @@ impl Inputs {
         hooks
     }
 
-    pub(super) fn build(&self, store: &Store, lease: &Lease, job: &Job) -> Result<Ingested, RecipeError> {
-        let run = |source| RecipeError::Run { program: PROGRAM, source };
+    pub(super) fn build(
+        &self,
+        store: &Store,
+        lease: &Lease,
+        job: &Job,
+    ) -> Result<Ingested, RecipeError> {
+        let run = |source| RecipeError::Run {
+            program: PROGRAM,
+            source,
+        };
         let mut child = Running(self.command().spawn().map_err(run)?);
         let stdout = child.0.stdout.take().expect("stdout is piped");
         let stderr = child.0.stderr.take().expect("stderr is piped");
@@ -242,7 +315,11 @@ impl Inputs {
             // Its failure is why the layer, if anything, was cut short.
             let lines = lines.into_inner().unwrap_or_else(PoisonError::into_inner);
             let output = Vec::from(lines).join("\n");
-            return Err(RecipeError::Tool { program: PROGRAM, status: status.to_string(), output });
+            return Err(RecipeError::Tool {
+                program: PROGRAM,
+                status: status.to_string(),
+                output,
+            });
         }
         Ok(layer?)
     }

@@ -50,7 +50,9 @@ pub struct Built {
 #[derive(Debug, thiserror::Error)]
 pub enum RecipeError {
     /// A program the recipe needs is not installed.
-    #[error("the recipe needs {program}, which is not installed; on Debian and Ubuntu: apt-get install {package}")]
+    #[error(
+        "the recipe needs {program}, which is not installed; on Debian and Ubuntu: apt-get install {package}"
+    )]
     MissingTool {
         /// The program.
         program: &'static str,
@@ -116,7 +118,9 @@ impl Recipe {
     pub fn default_name(&self) -> Result<Reference, RecipeError> {
         let (name, tag) = match self {
             Self::Busybox => ("busybox", "latest".to_owned()),
-            Self::Debian(recipe) if recipe.systemd => ("debian", format!("{}-systemd", recipe.suite)),
+            Self::Debian(recipe) if recipe.systemd => {
+                ("debian", format!("{}-systemd", recipe.suite))
+            }
             Self::Debian(recipe) => ("debian", recipe.suite.clone()),
         };
         Reference::local(name, &tag).map_err(|_| RecipeError::Parameter {
@@ -145,13 +149,21 @@ impl Store {
             Recipe::Debian(recipe) => Prepared::Debian(debian::prepare(recipe)?),
         };
         let lease = self.lease()?;
-        let cache = self.root().join("recipes").join(format!("{}.json", prepared.key().hex()));
+        let cache = self
+            .root()
+            .join("recipes")
+            .join(format!("{}.json", prepared.key().hex()));
         if !fresh
             && let Some(found) = read_json::<CachedResult>(&cache)?
-            && lease.pin(&[found.image], |store| store.image_record(&found.image))?.is_some()
+            && lease
+                .pin(&[found.image], |store| store.image_record(&found.image))?
+                .is_some()
         {
             self.tag(&found.image, name)?;
-            return Ok(Built { image: found.image, cached: true });
+            return Ok(Built {
+                image: found.image,
+                cached: true,
+            });
         }
         job.emit(Event::Phase(Phase::Building));
         let layer = match &prepared {
@@ -163,8 +175,17 @@ impl Store {
         let config = prepared.config(&layer);
         let names = std::slice::from_ref(name);
         let image = assemble(self, &lease, &[Part::new(&layer)], config, names)?;
-        write_json(&cache, &CachedResult { version: FORMAT, image })?;
-        Ok(Built { image, cached: false })
+        write_json(
+            &cache,
+            &CachedResult {
+                version: FORMAT,
+                image,
+            },
+        )?;
+        Ok(Built {
+            image,
+            cached: false,
+        })
     }
 }
 
@@ -184,7 +205,11 @@ impl Prepared {
 
     fn config(&self, _layer: &Ingested) -> ImageConfig {
         let (run, created_by, created) = match self {
-            Self::Busybox(_) => (busybox::run_config(), "berth image build --recipe busybox".to_owned(), 0),
+            Self::Busybox(_) => (
+                busybox::run_config(),
+                "berth image build --recipe busybox".to_owned(),
+                0,
+            ),
             Self::Debian(inputs) => (inputs.run_config(), inputs.created_by(), inputs.epoch()),
         };
         let platform = Platform::host();
@@ -195,7 +220,11 @@ impl Prepared {
             os: platform.os,
             variant: platform.variant,
             config: run,
-            history: vec![History { created, created_by: Some(created_by), ..History::default() }],
+            history: vec![History {
+                created,
+                created_by: Some(created_by),
+                ..History::default()
+            }],
             ..ImageConfig::default()
         }
     }

@@ -34,20 +34,32 @@ pub(crate) fn parse(header: &str) -> Vec<Challenge> {
             }
             rest = after;
         }
-        let get = |name: &str| params.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
+        let get = |name: &str| {
+            params
+                .iter()
+                .find(|(n, _)| n == name)
+                .map(|(_, value)| value.clone())
+        };
         if scheme.eq_ignore_ascii_case("basic") {
             challenges.push(Challenge::Basic);
         } else if scheme.eq_ignore_ascii_case("bearer")
             && let Some(realm) = get("realm")
         {
-            challenges.push(Challenge::Bearer { realm, service: get("service"), scope: get("scope") });
+            challenges.push(Challenge::Bearer {
+                realm,
+                service: get("service"),
+                scope: get("scope"),
+            });
         }
     }
     challenges
 }
 
 fn floor(text: &str, limit: usize) -> usize {
-    (0..=limit.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0)
+    (0..=limit.min(text.len()))
+        .rev()
+        .find(|&at| text.is_char_boundary(at))
+        .unwrap_or(0)
 }
 
 fn skip(text: &str) -> &str {
@@ -101,14 +113,28 @@ mod tests {
         let hub = r#"Bearer realm="https://auth.example/token",service="registry.example",scope="repository:library/x:pull""#;
         assert_eq!(
             parse(hub),
-            [bearer("https://auth.example/token", Some("registry.example"), Some("repository:library/x:pull"))]
+            [bearer(
+                "https://auth.example/token",
+                Some("registry.example"),
+                Some("repository:library/x:pull")
+            )]
         );
         assert_eq!(parse(r#"Basic realm="basic-realm""#), [Challenge::Basic]);
         assert_eq!(
-            parse(r#"Negotiate, BEARER Realm = "a\"b" , Basic realm=x, Digest qop="auth, auth-int""#),
+            parse(
+                r#"Negotiate, BEARER Realm = "a\"b" , Basic realm=x, Digest qop="auth, auth-int""#
+            ),
             [bearer("a\"b", None, None), Challenge::Basic]
         );
-        for nothing in ["", ",,,", "Bearer", "Bearer realm", "Bearer realm=\"open", "=", "Bearer =x"] {
+        for nothing in [
+            "",
+            ",,,",
+            "Bearer",
+            "Bearer realm",
+            "Bearer realm=\"open",
+            "=",
+            "Bearer =x",
+        ] {
             assert!(parse(nothing).is_empty(), "{nothing:?}");
         }
     }

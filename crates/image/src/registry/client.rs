@@ -55,6 +55,26 @@ struct Token {
     until: Option<Instant>,
 }
 
+/// What to ask, and which answers are fine; others become errors.
+pub(super) struct Ask<'a> {
+    pub(super) method: Method,
+    pub(super) url: &'a Url,
+    pub(super) fine: &'a [StatusCode],
+    /// For messages.
+    pub(super) what: &'a str,
+}
+
+impl<'a> Ask<'a> {
+    pub(super) fn new(method: Method, url: &'a Url, fine: &'a [StatusCode], what: &'a str) -> Self {
+        Self {
+            method,
+            url,
+            fine,
+            what,
+        }
+    }
+}
+
 /// A repository at an endpoint, and what may be done there.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
@@ -75,9 +95,14 @@ impl Client {
     pub(super) fn new(config: RegistryConfig) -> Result<Self, RegistryError> {
         let mut authorities = Vec::new();
         for path in &config.ca_files {
-            let bad = |reason: String| RegistryError::Certificates { path: path.clone(), reason };
+            let bad = |reason: String| RegistryError::Certificates {
+                path: path.clone(),
+                reason,
+            };
             let pem = std::fs::read(path).map_err(|error| bad(error.to_string()))?;
-            authorities.extend(Certificate::from_pem_bundle(&pem).map_err(|error| bad(error.to_string()))?);
+            authorities.extend(
+                Certificate::from_pem_bundle(&pem).map_err(|error| bad(error.to_string()))?,
+            );
         }
         let builder = || {
             reqwest::Client::builder()
@@ -87,7 +112,9 @@ impl Client {
                 .redirect(redirect::Policy::custom(follow))
                 .tls_certs_merge(authorities.clone())
         };
-        let setup = |error: reqwest::Error| RegistryError::Setup { reason: chain(&error) };
+        let setup = |error: reqwest::Error| RegistryError::Setup {
+            reason: chain(&error),
+        };
         Ok(Self {
             proxied: builder().build().map_err(setup)?,
             direct: builder().no_proxy().build().map_err(setup)?,
@@ -98,13 +125,25 @@ impl Client {
     }
 
     fn http(&self, endpoint: &Endpoint) -> &reqwest::Client {
-        if endpoint.loopback { &self.direct } else { &self.proxied }
+        if endpoint.loopback {
+            &self.direct
+        } else {
+            &self.proxied
+        }
     }
 
     /// The URL of a resource below the target's repository.
-    pub(super) async fn url(&self, target: &Target, tail: &str, job: &Job) -> Result<Url, RegistryError> {
+    pub(super) async fn url(
+        &self,
+        target: &Target,
+        tail: &str,
+        job: &Job,
+    ) -> Result<Url, RegistryError> {
         let scheme = self.scheme(&target.endpoint, job).await?;
-        let text = format!("{scheme}://{}/v2/{}/{tail}", target.endpoint.authority, target.repository);
+        let text = format!(
+            "{scheme}://{}/v2/{}/{tail}",
+            target.endpoint.authority, target.repository
+        );
         text.parse().map_err(|_| RegistryError::Protocol {
             registry: target.registry().to_owned(),
             what: tail.to_owned(),
@@ -122,7 +161,10 @@ impl Client {
         }
         let mut last = None;
         for scheme in ["https", "http"] {
-            let ping = self.http(endpoint).get(format!("{scheme}://{}/v2/", endpoint.authority)).send();
+            let ping = self
+                .http(endpoint)
+                .get(format!("{scheme}://{}/v2/", endpoint.authority))
+                .send();
             match cancellable(job, ping).await? {
                 Ok(_) => {
                     lock(&self.schemes).insert(endpoint.authority.clone(), scheme);
@@ -132,48 +174,60 @@ impl Client {
             }
         }
         let source = last.expect("two tries leave an error");
-        Err(RegistryError::Unreachable { registry: endpoint.name.clone(), source })
+        Err(RegistryError::Unreachable {
+            registry: endpoint.name.clone(),
+            source,
+        })
     }
 
     /// Sends a request until it gets a final answer; `prepare` adds headers and body each time.
-    /// Answers with a status the caller did not list in `fine` become errors.
     pub(super) async fn send(
         &self,
         target: &Target,
-        method: Method,
-        url: &Url,
+        ask: Ask<'_>,
         prepare: impl Fn(RequestBuilder) -> RequestBuilder,
-        fine: &[StatusCode],
-        what: &str,
         job: &Job,
     ) -> Result<Response, RegistryError> {
         let mut tries = 1;
         let mut challenged = false;
         loop {
-            let mut request = prepare(self.http(&target.endpoint).request(method.clone(), url.clone()));
+            let mut request = prepare(
+                self.http(&target.endpoint)
+                    .request(ask.method.clone(), ask.url.clone()),
+            );
             // An upload may go to another server, which is not told our secrets.
-            let ours = authority(url) == target.endpoint.authority;
+            let ours = authority(ask.url) == target.endpoint.authority;
             if ours && let Some(header) = self.cached_token(target) {
                 request = request.header(AUTHORIZATION, header);
             }
             let failure = match cancellable(job, request.send()).await? {
-                Ok(response) if fine.contains(&response.status()) => return Ok(response),
-                Ok(response) if response.status() == StatusCode::UNAUTHORIZED && ours && !challenged => {
+                Ok(response) if ask.fine.contains(&response.status()) => return Ok(response),
+                Ok(response)
+                    if response.status() == StatusCode::UNAUTHORIZED && ours && !challenged =>
+                {
                     challenged = true;
                     self.authenticate(target, &response, job).await?;
                     continue;
                 }
                 Ok(response) if is_transient(response.status()) && tries < TRIES => {
-                    let asked = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-                    let asked = asked.and_then(|text| text.parse().ok()).map(Duration::from_secs);
+                    let asked = response
+                        .headers()
+                        .get(RETRY_AFTER)
+                        .and_then(|value| value.to_str().ok());
+                    let asked = asked
+                        .and_then(|text| text.parse().ok())
+                        .map(Duration::from_secs);
                     (format!("answered {}", response.status()), asked)
                 }
-                Ok(response) => return Err(refusal(target, response, what).await),
+                Ok(response) => return Err(refusal(target, response, ask.what).await),
                 Err(error) if tries < TRIES && !error.is_builder() && !error.is_redirect() => {
                     (chain(&error), None)
                 }
                 Err(source) => {
-                    return Err(RegistryError::Unreachable { registry: target.registry().to_owned(), source });
+                    return Err(RegistryError::Unreachable {
+                        registry: target.registry().to_owned(),
+                        source,
+                    });
                 }
             };
             let (reason, asked) = failure;
@@ -184,7 +238,14 @@ impl Client {
     }
 
     /// Reads an answer of at most `limit` bytes.
-    pub(super) async fn read(&self, target: &Target, response: Response, limit: u64, what: &str, job: &Job) -> Result<Bytes, RegistryError> {
+    pub(super) async fn read(
+        &self,
+        target: &Target,
+        response: Response,
+        limit: u64,
+        what: &str,
+        job: &Job,
+    ) -> Result<Bytes, RegistryError> {
         match cancellable(job, read_limited(response, limit)).await? {
             Ok(Some(bytes)) => Ok(bytes),
             Ok(None) => Err(RegistryError::Protocol {
@@ -192,30 +253,65 @@ impl Client {
                 what: what.to_owned(),
                 reason: format!("more than {limit} bytes"),
             }),
-            Err(source) => Err(RegistryError::Unreachable { registry: target.registry().to_owned(), source }),
+            Err(source) => Err(RegistryError::Unreachable {
+                registry: target.registry().to_owned(),
+                source,
+            }),
         }
     }
 
     fn cached_token(&self, target: &Target) -> Option<HeaderValue> {
         let tokens = lock(&self.tokens);
         let token = tokens.get(&(target.endpoint.authority.clone(), target.scope.clone()))?;
-        token.until.is_none_or(|until| Instant::now() < until).then(|| token.header.clone())
+        token
+            .until
+            .is_none_or(|until| Instant::now() < until)
+            .then(|| token.header.clone())
     }
 
     /// Answers a challenge: gets what the next try sends.
-    async fn authenticate(&self, target: &Target, response: &Response, job: &Job) -> Result<(), RegistryError> {
+    async fn authenticate(
+        &self,
+        target: &Target,
+        response: &Response,
+        job: &Job,
+    ) -> Result<(), RegistryError> {
         let headers = response.headers().get_all(WWW_AUTHENTICATE).iter();
-        let challenges: Vec<Challenge> =
-            headers.filter_map(|header| header.to_str().ok()).flat_map(challenge::parse).collect();
-        let credential = self.config.credentials.find(&target.endpoint.name, &target.repository)?;
-        let bearer = challenges.iter().find(|challenge| matches!(challenge, Challenge::Bearer { .. }));
+        let challenges: Vec<Challenge> = headers
+            .filter_map(|header| header.to_str().ok())
+            .flat_map(challenge::parse)
+            .collect();
+        let credential = self
+            .config
+            .credentials
+            .find(&target.endpoint.name, &target.repository)?;
+        let bearer = challenges
+            .iter()
+            .find(|challenge| matches!(challenge, Challenge::Bearer { .. }));
         let token = match (bearer, credential) {
-            (Some(Challenge::Bearer { realm, service, scope }), credential) => {
-                let scope = if target.scope.is_empty() { scope.as_deref().unwrap_or_default() } else { &target.scope };
-                self.fetch_token(target, realm, service.as_deref(), scope, credential, job).await?
+            (
+                Some(Challenge::Bearer {
+                    realm,
+                    service,
+                    scope,
+                }),
+                credential,
+            ) => {
+                let scope = if target.scope.is_empty() {
+                    scope.as_deref().unwrap_or_default()
+                } else {
+                    &target.scope
+                };
+                self.fetch_token(target, realm, service.as_deref(), scope, credential, job)
+                    .await?
             }
-            (_, Some(Credential::Basic { username, password })) if challenges.contains(&Challenge::Basic) => {
-                Token { header: basic(&username, &password), until: None }
+            (_, Some(Credential::Basic { username, password }))
+                if challenges.contains(&Challenge::Basic) =>
+            {
+                Token {
+                    header: basic(&username, &password),
+                    until: None,
+                }
             }
             _ => {
                 return Err(RegistryError::Denied {
@@ -244,7 +340,9 @@ impl Client {
             what: "the login".into(),
             reason,
         };
-        let mut url: Url = realm.parse().map_err(|_| protocol("its token server is not a URL".into()))?;
+        let mut url: Url = realm
+            .parse()
+            .map_err(|_| protocol("its token server is not a URL".into()))?;
         // Secrets do not leave in the clear because a header says so.
         let plain = url.scheme() == "http" && target.endpoint.plain_allowed;
         if url.scheme() != "https" && !plain {
@@ -254,8 +352,11 @@ impl Client {
         let request = match &credential {
             Some(Credential::RefreshToken(token)) => {
                 let mut form = url::Pairs::default();
-                form.add("grant_type", "refresh_token").add("refresh_token", token);
-                form.add("service", service.unwrap_or_default()).add("scope", scopes).add("client_id", "berth");
+                form.add("grant_type", "refresh_token")
+                    .add("refresh_token", token);
+                form.add("service", service.unwrap_or_default())
+                    .add("scope", scopes)
+                    .add("client_id", "berth");
                 http.post(url)
                     .header("content-type", "application/x-www-form-urlencoded")
                     .body(form.finish())
@@ -279,13 +380,19 @@ impl Client {
                 }
             }
         };
-        let unreachable =
-            |source| RegistryError::Unreachable { registry: format!("{}'s token server", target.registry()), source };
-        let response = cancellable(job, request.send()).await?.map_err(unreachable)?;
+        let unreachable = |source| RegistryError::Unreachable {
+            registry: format!("{}'s token server", target.registry()),
+            source,
+        };
+        let response = cancellable(job, request.send())
+            .await?
+            .map_err(unreachable)?;
         if !response.status().is_success() {
             return Err(refusal(target, response, "the login").await);
         }
-        let bytes = self.read(target, response, MAX_TOKEN_ANSWER, "the login", job).await?;
+        let bytes = self
+            .read(target, response, MAX_TOKEN_ANSWER, "the login", job)
+            .await?;
         parse_token(&bytes).ok_or_else(|| protocol("its token server sent no token".into()))
     }
 }
@@ -302,24 +409,37 @@ struct TokenAnswer {
 
 fn parse_token(bytes: &[u8]) -> Option<Token> {
     let answer: TokenAnswer = serde_json::from_slice(bytes).ok()?;
-    let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty())?;
+    let token = answer
+        .token
+        .or(answer.access_token)
+        .filter(|token| !token.is_empty())?;
     let mut header = HeaderValue::from_str(&format!("Bearer {token}")).ok()?;
     header.set_sensitive(true);
-    let seconds = answer.expires_in.unwrap_or(DEFAULT_TOKEN_SECONDS).clamp(10, 86_400);
+    let seconds = answer
+        .expires_in
+        .unwrap_or(DEFAULT_TOKEN_SECONDS)
+        .clamp(10, 86_400);
     // A little early, so that it does not run out on its way.
-    Some(Token { header, until: Some(Instant::now() + Duration::from_secs(seconds) * 9 / 10) })
+    Some(Token {
+        header,
+        until: Some(Instant::now() + Duration::from_secs(seconds) * 9 / 10),
+    })
 }
 
 fn basic(username: &str, password: &str) -> HeaderValue {
     let text = base64::engine::general_purpose::STANDARD.encode(format!("{username}:{password}"));
-    let mut header = HeaderValue::from_str(&format!("Basic {text}")).expect("base64 is a header value");
+    let mut header =
+        HeaderValue::from_str(&format!("Basic {text}")).expect("base64 is a header value");
     header.set_sensitive(true);
     header
 }
 
 /// Redirects are followed (blobs often live elsewhere), but never from TLS to plain HTTP.
 fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
-    let downgrade = attempt.previous().last().is_some_and(|url| url.scheme() == "https")
+    let downgrade = attempt
+        .previous()
+        .last()
+        .is_some_and(|url| url.scheme() == "https")
         && attempt.url().scheme() != "https";
     if attempt.previous().len() > MAX_REDIRECTS {
         attempt.error("too many redirects")
@@ -333,7 +453,8 @@ fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
 /// `host[:port]` of a URL.
 pub(super) fn authority(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
-    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+    url.port()
+        .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 pub(super) fn is_transient(status: StatusCode) -> bool {
@@ -354,19 +475,41 @@ pub(super) async fn refusal(target: &Target, response: Response, what: &str) -> 
         message: String,
     }
     let status = response.status();
-    let body = read_limited(response, MAX_ERROR_ANSWER).await.ok().flatten().unwrap_or_default();
+    let body = read_limited(response, MAX_ERROR_ANSWER)
+        .await
+        .ok()
+        .flatten()
+        .unwrap_or_default();
     let answer: Option<Answer> = serde_json::from_slice(&body).ok();
-    let message = answer.and_then(|answer| answer.errors.into_iter().next()).map(|detail| {
-        let text = format!("{} {}", detail.code, detail.message);
-        // Printed on a terminal: no control characters, no essays.
-        text.trim().chars().filter(|c| !c.is_control()).take(200).collect::<String>()
-    });
+    let message = answer
+        .and_then(|answer| answer.errors.into_iter().next())
+        .map(|detail| {
+            let text = format!("{} {}", detail.code, detail.message);
+            // Printed on a terminal: no control characters, no essays.
+            text.trim()
+                .chars()
+                .filter(|c| !c.is_control())
+                .take(200)
+                .collect::<String>()
+        });
     let message = message.unwrap_or_default();
     let registry = target.registry().to_owned();
     match status.as_u16() {
-        401 | 403 => RegistryError::Denied { registry, repository: target.repository.clone(), message },
-        404 => RegistryError::NotFound { registry, what: what.to_owned() },
-        status => RegistryError::Status { registry, status, what: what.to_owned(), message },
+        401 | 403 => RegistryError::Denied {
+            registry,
+            repository: target.repository.clone(),
+            message,
+        },
+        404 => RegistryError::NotFound {
+            registry,
+            what: what.to_owned(),
+        },
+        status => RegistryError::Status {
+            registry,
+            status,
+            what: what.to_owned(),
+            message,
+        },
     }
 }
 
@@ -383,12 +526,17 @@ async fn read_limited(mut response: Response, limit: u64) -> reqwest::Result<Opt
 
 /// Waits before the next try.
 pub(super) async fn pause(tries: u32, asked: Option<Duration>, job: &Job) -> Result<(), Cancelled> {
-    let time = asked.unwrap_or(BACK_OFF * 2u32.saturating_pow(tries - 1)).min(MAX_PAUSE);
+    let time = asked
+        .unwrap_or(BACK_OFF * 2u32.saturating_pow(tries - 1))
+        .min(MAX_PAUSE);
     cancellable(job, tokio::time::sleep(time)).await
 }
 
 /// Waits for `work` or the cancellation, whichever is first.
-pub(super) async fn cancellable<T>(job: &Job, work: impl Future<Output = T>) -> Result<T, Cancelled> {
+pub(super) async fn cancellable<T>(
+    job: &Job,
+    work: impl Future<Output = T>,
+) -> Result<T, Cancelled> {
     tokio::select! {
         biased;
         () = job.cancel_token().cancelled() => Err(Cancelled),

@@ -79,13 +79,27 @@ impl Credentials {
     /// Docker's `config.json`.
     pub fn of_user(file: impl Into<PathBuf>) -> Self {
         let mut files = vec![file.into()];
-        let var = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let var = |name| {
+            std::env::var_os(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        };
         files.extend(var("REGISTRY_AUTH_FILE"));
         files.extend(var("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")));
         let home = var("HOME");
-        files.extend(home.as_ref().map(|home| home.join(".config/containers/auth.json")));
-        files.extend(var("DOCKER_CONFIG").or_else(|| home.map(|home| home.join(".docker"))).map(|dir| dir.join("config.json")));
-        Self { given: BTreeMap::new(), files }
+        files.extend(
+            home.as_ref()
+                .map(|home| home.join(".config/containers/auth.json")),
+        );
+        files.extend(
+            var("DOCKER_CONFIG")
+                .or_else(|| home.map(|home| home.join(".docker")))
+                .map(|dir| dir.join("config.json")),
+        );
+        Self {
+            given: BTreeMap::new(),
+            files,
+        }
     }
 
     /// Adds a file to look into after the others.
@@ -101,7 +115,11 @@ impl Credentials {
     }
 
     /// The credential for a repository of a registry, if any.
-    pub(crate) fn find(&self, registry: &str, repository: &str) -> Result<Option<Credential>, RegistryError> {
+    pub(crate) fn find(
+        &self,
+        registry: &str,
+        repository: &str,
+    ) -> Result<Option<Credential>, RegistryError> {
         if let Some(credential) = self.given.get(registry) {
             return Ok(Some(credential.clone()));
         }
@@ -116,23 +134,36 @@ impl Credentials {
 }
 
 fn read(file: &Path) -> Result<Option<BTreeMap<String, AuthEntry>>, RegistryError> {
-    let bad = |reason: String| RegistryError::Credentials { path: file.to_owned(), reason };
+    let bad = |reason: String| RegistryError::Credentials {
+        path: file.to_owned(),
+        reason,
+    };
     let opened = match std::fs::File::open(file) {
         Ok(opened) => opened,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
             return Ok(None);
         }
         Err(error) => return Err(bad(error.to_string())),
     };
     let mut bytes = Vec::new();
-    io::Read::read_to_end(&mut io::Read::take(opened, MAX_FILE), &mut bytes).map_err(|e| bad(e.to_string()))?;
+    io::Read::read_to_end(&mut io::Read::take(opened, MAX_FILE), &mut bytes)
+        .map_err(|e| bad(e.to_string()))?;
     // Positions only: the parser's own message could quote a secret.
     let parsed: Result<AuthFile, _> = serde_json::from_slice(&bytes);
     let parsed = parsed.map_err(|error| bad(format!("not valid at line {}", error.line())))?;
     Ok(Some(parsed.auths))
 }
 
-fn lookup(auths: &BTreeMap<String, AuthEntry>, registry: &str, repository: &str) -> Option<Credential> {
+fn lookup(
+    auths: &BTreeMap<String, AuthEntry>,
+    registry: &str,
+    repository: &str,
+) -> Option<Credential> {
     let mut key = format!("{registry}/{repository}");
     loop {
         if let Some(entry) = auths.get(&key) {
@@ -145,18 +176,34 @@ fn lookup(auths: &BTreeMap<String, AuthEntry>, registry: &str, repository: &str)
     }
     // Older tools wrote URLs.
     let hub = (registry == crate::reference::DEFAULT_REGISTRY).then_some(DOCKER_HUB.to_owned());
-    let urls = [format!("https://{registry}"), format!("https://{registry}/v1/"), format!("https://{registry}/v2/")];
-    hub.into_iter().chain(urls).find_map(|key| auths.get(&key)).and_then(credential)
+    let urls = [
+        format!("https://{registry}"),
+        format!("https://{registry}/v1/"),
+        format!("https://{registry}/v2/"),
+    ];
+    hub.into_iter()
+        .chain(urls)
+        .find_map(|key| auths.get(&key))
+        .and_then(credential)
 }
 
 fn credential(entry: &AuthEntry) -> Option<Credential> {
-    if let Some(token) = entry.identitytoken.as_ref().filter(|token| !token.is_empty()) {
+    if let Some(token) = entry
+        .identitytoken
+        .as_ref()
+        .filter(|token| !token.is_empty())
+    {
         return Some(Credential::RefreshToken(token.clone()));
     }
     if let (Some(username), Some(password)) = (&entry.username, &entry.password) {
-        return Some(Credential::Basic { username: username.clone(), password: password.clone() });
+        return Some(Credential::Basic {
+            username: username.clone(),
+            password: password.clone(),
+        });
     }
-    let decoded = base64::engine::general_purpose::STANDARD.decode(entry.auth.as_ref()?.trim()).ok()?;
+    let decoded = base64::engine::general_purpose::STANDARD
+        .decode(entry.auth.as_ref()?.trim())
+        .ok()?;
     let text = String::from_utf8(decoded).ok()?;
     let (username, password) = text.split_once(':')?;
     Some(Credential::Basic {
@@ -177,7 +224,10 @@ mod tests {
         // alice:one, bob:two
         std::fs::write(&first, r#"{"auths":{"r.example":{"auth":"YWxpY2U6b25l"},"r.example/team":{"auth":"Ym9iOnR3bw=="}}}"#).unwrap();
         std::fs::write(&second, r#"{"auths":{"r.example":{"auth":"eDp5"},"https://index.docker.io/v1/":{"identitytoken":"t"}}}"#).unwrap();
-        let credentials = Credentials::none().with_file(dir.path().join("absent")).with_file(&first).with_file(&second);
+        let credentials = Credentials::none()
+            .with_file(dir.path().join("absent"))
+            .with_file(&first)
+            .with_file(&second);
         let user = |registry, repository| match credentials.find(registry, repository).unwrap() {
             Some(Credential::Basic { username, .. }) => username,
             Some(Credential::RefreshToken(token)) => format!("token {token}"),
@@ -190,6 +240,9 @@ mod tests {
         assert!(!format!("{:?}", credentials.find("r.example", "x").unwrap()).contains("one"));
         std::fs::write(&first, r#"{"auths": {"r.example": {"auth": 5 secret}}}"#).unwrap();
         let error = credentials.find("r.example", "x").unwrap_err().to_string();
-        assert!(error.contains("first") && !error.contains("secret"), "{error}");
+        assert!(
+            error.contains("first") && !error.contains("secret"),
+            "{error}"
+        );
     }
 }

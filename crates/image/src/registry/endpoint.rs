@@ -30,7 +30,12 @@ impl Endpoint {
         };
         let loopback = is_loopback(name);
         Self {
-            authority: if name == DEFAULT_REGISTRY { DOCKER_HUB_API } else { name }.to_owned(),
+            authority: if name == DEFAULT_REGISTRY {
+                DOCKER_HUB_API
+            } else {
+                name
+            }
+            .to_owned(),
             name: name.to_owned(),
             prefix,
             plain_allowed: loopback || insecure.iter().any(|allowed| allowed == name),
@@ -46,9 +51,16 @@ impl Endpoint {
 
 /// The places to pull a reference from, in order.
 pub(super) fn for_pull(reference: &Reference, config: &RegistryConfig) -> Vec<Endpoint> {
-    let mirrors = config.mirrors.iter().filter(|mirror| mirror.registry == reference.registry());
-    let locations = mirrors.map(|mirror| mirror.location.as_str()).chain([reference.registry()]);
-    locations.map(|location| Endpoint::new(location, &config.insecure)).collect()
+    let mirrors = config
+        .mirrors
+        .iter()
+        .filter(|mirror| mirror.registry == reference.registry());
+    let locations = mirrors
+        .map(|mirror| mirror.location.as_str())
+        .chain([reference.registry()]);
+    locations
+        .map(|location| Endpoint::new(location, &config.insecure))
+        .collect()
 }
 
 /// The place to push a reference to.
@@ -62,7 +74,10 @@ fn is_loopback(authority: &str) -> bool {
         Some(rest) => rest.split(']').next().unwrap_or(rest),
         None => authority.split(':').next().unwrap_or(authority),
     };
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -73,7 +88,10 @@ mod tests {
     #[test]
     fn mirrors_come_first_and_only_loopback_and_named_hosts_may_be_plain() {
         let config = RegistryConfig {
-            mirrors: vec![Mirror { registry: "docker.io".into(), location: "m.example:5000/hub/".into() }],
+            mirrors: vec![Mirror {
+                registry: "docker.io".into(),
+                location: "m.example:5000/hub/".into(),
+            }],
             insecure: vec!["m.example:5000".into()],
             ..RegistryConfig::default()
         };
@@ -82,7 +100,13 @@ mod tests {
         assert!(places[0].plain_allowed && !places[1].plain_allowed);
         assert_eq!(places[0].repository("library/nginx"), "hub/library/nginx");
         assert_eq!(places[1].authority, DOCKER_HUB_API);
-        for (name, expected) in [("localhost:5000", true), ("[::1]:5", true), ("127.9.9.9", true), ("10.0.0.1:5", false), ("localhost.example", false)] {
+        for (name, expected) in [
+            ("localhost:5000", true),
+            ("[::1]:5", true),
+            ("127.9.9.9", true),
+            ("10.0.0.1:5", false),
+            ("localhost.example", false),
+        ] {
             assert_eq!(is_loopback(name), expected, "{name}");
         }
     }

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Registries, RegistryError,
-    client::{self, Target, cancellable, chain, pause},
+    client::{self, Ask, Target, cancellable, chain, pause},
     endpoint,
 };
 use crate::{
@@ -27,7 +27,11 @@ impl Registries {
             .map(|endpoint| {
                 let repository = endpoint.repository(reference.repository());
                 let scope = format!("repository:{repository}:pull");
-                Target { endpoint, repository, scope }
+                Target {
+                    endpoint,
+                    repository,
+                    scope,
+                }
             })
             .collect()
     }
@@ -42,10 +46,21 @@ impl Registries {
         job: &Job,
     ) -> Result<Bytes, RegistryError> {
         let what = format!("{}:{reference}", target.repository);
-        let url = self.inner.url(target, &format!("manifests/{reference}"), job).await?;
+        let url = self
+            .inner
+            .url(target, &format!("manifests/{reference}"), job)
+            .await?;
         let accept = |request: reqwest::RequestBuilder| request.header(ACCEPT, media::ACCEPT);
-        let sent = self.inner.send(target, Method::GET, &url, accept, &[StatusCode::OK], &what, job);
-        let bytes = self.inner.read(target, sent.await?, limit, &what, job).await?;
+        let sent = self.inner.send(
+            target,
+            Ask::new(Method::GET, &url, &[StatusCode::OK], &what),
+            accept,
+            job,
+        );
+        let bytes = self
+            .inner
+            .read(target, sent.await?, limit, &what, job)
+            .await?;
         verify(target, &what, &bytes, expected)?;
         Ok(bytes)
     }
@@ -59,9 +74,20 @@ impl Registries {
         job: &Job,
     ) -> Result<Bytes, RegistryError> {
         let what = format!("blob {}", blob.digest);
-        let url = self.inner.url(target, &format!("blobs/{}", blob.digest), job).await?;
-        let sent = self.inner.send(target, Method::GET, &url, |request| request, &[StatusCode::OK], &what, job);
-        let bytes = self.inner.read(target, sent.await?, limit, &what, job).await?;
+        let url = self
+            .inner
+            .url(target, &format!("blobs/{}", blob.digest), job)
+            .await?;
+        let sent = self.inner.send(
+            target,
+            Ask::new(Method::GET, &url, &[StatusCode::OK], &what),
+            |request| request,
+            job,
+        );
+        let bytes = self
+            .inner
+            .read(target, sent.await?, limit, &what, job)
+            .await?;
         verify(target, &what, &bytes, Some(blob.digest))?;
         Ok(bytes)
     }
@@ -80,7 +106,10 @@ impl Registries {
         let mut tries = 1;
         loop {
             let before = offset;
-            let reason = match self.stream_from(target, blob, &mut offset, out, &progress, job).await? {
+            let reason = match self
+                .stream_from(target, blob, &mut offset, out, &progress, job)
+                .await?
+            {
                 End::Complete | End::Unwanted => return Ok(()),
                 End::Broken(reason) => reason,
             };
@@ -115,14 +144,25 @@ impl Registries {
         job: &Job,
     ) -> Result<End, RegistryError> {
         let what = format!("blob {}", blob.digest);
-        let url = self.inner.url(target, &format!("blobs/{}", blob.digest), job).await?;
+        let url = self
+            .inner
+            .url(target, &format!("blobs/{}", blob.digest), job)
+            .await?;
         let start = *offset;
         let range = |request: reqwest::RequestBuilder| match start {
             0 => request,
             _ => request.header(RANGE, format!("bytes={start}-")),
         };
         let fine = [StatusCode::OK, StatusCode::PARTIAL_CONTENT];
-        let mut response = self.inner.send(target, Method::GET, &url, range, &fine, &what, job).await?;
+        let mut response = self
+            .inner
+            .send(
+                target,
+                Ask::new(Method::GET, &url, &fine, &what),
+                range,
+                job,
+            )
+            .await?;
         // A server that ignores ranges sends everything again.
         let mut skip = match response.status() {
             StatusCode::PARTIAL_CONTENT if range_start(&response) == Some(start) => 0,
@@ -168,10 +208,20 @@ enum End {
 /// The first byte of `Content-Range: bytes 5-9/10`.
 fn range_start(response: &Response) -> Option<u64> {
     let text = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
-    text.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
+    text.strip_prefix("bytes ")?
+        .split('-')
+        .next()?
+        .trim()
+        .parse()
+        .ok()
 }
 
-fn verify(target: &Target, what: &str, bytes: &[u8], expected: Option<Digest>) -> Result<(), RegistryError> {
+fn verify(
+    target: &Target,
+    what: &str,
+    bytes: &[u8],
+    expected: Option<Digest>,
+) -> Result<(), RegistryError> {
     let found = Digest::of(bytes);
     match expected {
         Some(expected) if expected != found => Err(RegistryError::Digest {

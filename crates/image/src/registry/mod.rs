@@ -77,7 +77,9 @@ pub enum RegistryError {
         reason: String,
     },
     /// No answer after several tries.
-    #[error("cannot reach the registry {registry}; check the name and the network, or configure a mirror")]
+    #[error(
+        "cannot reach the registry {registry}; check the name and the network, or configure a mirror"
+    )]
     Unreachable {
         /// The registry.
         registry: String,
@@ -86,7 +88,10 @@ pub enum RegistryError {
         source: reqwest::Error,
     },
     /// The registry wants (other) credentials.
-    #[error("the registry {registry} refuses access to {repository}{}; log in with `berth login {registry}`, or check the name", said(message))]
+    #[error(
+        "the registry {registry} refuses access to {repository}{}; log in with `berth login {registry}`, or check the name",
+        said(message)
+    )]
     Denied {
         /// The registry.
         registry: String,
@@ -126,7 +131,9 @@ pub enum RegistryError {
         reason: String,
     },
     /// The content does not have the digest it was asked for by.
-    #[error("the registry {registry} sent {what} with the digest {found} instead of {expected}: it was damaged or altered on its way")]
+    #[error(
+        "the registry {registry} sent {what} with the digest {found} instead of {expected}: it was damaged or altered on its way"
+    )]
     Digest {
         /// The registry.
         registry: String,
@@ -138,7 +145,9 @@ pub enum RegistryError {
         found: Digest,
     },
     /// A blob's transfer broke off too often.
-    #[error("the transfer of {what} from or to {registry} broke off at byte {offset} of {size} and could not be resumed: {reason}")]
+    #[error(
+        "the transfer of {what} from or to {registry} broke off at byte {offset} of {size} and could not be resumed: {reason}"
+    )]
     Transfer {
         /// The registry.
         registry: String,
@@ -166,7 +175,11 @@ pub enum RegistryError {
 }
 
 fn said(message: &str) -> String {
-    if message.is_empty() { String::new() } else { format!(" ({message})") }
+    if message.is_empty() {
+        String::new()
+    } else {
+        format!(" ({message})")
+    }
 }
 
 impl Registries {
@@ -175,7 +188,9 @@ impl Registries {
     /// # Errors
     /// When a certificate file cannot be used.
     pub fn new(config: RegistryConfig) -> Result<Self, RegistryError> {
-        Ok(Self { inner: Arc::new(client::Client::new(config)?) })
+        Ok(Self {
+            inner: Arc::new(client::Client::new(config)?),
+        })
     }
 }
 

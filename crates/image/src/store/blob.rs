@@ -42,7 +42,10 @@ impl Store {
         let path = self.blob_path(digest);
         let bytes = durable::read_limited(&path, limit).map_err(at("read", &path))?;
         if Digest::of(&bytes) != *digest {
-            return Err(StoreError::Damaged { path, reason: "its digest does not match its name".into() });
+            return Err(StoreError::Damaged {
+                path,
+                reason: "its digest does not match its name".into(),
+            });
         }
         Ok(bytes)
     }
@@ -54,7 +57,9 @@ impl Store {
             return Ok(digest);
         }
         let mut writer = BlobWriter::create(lease)?;
-        writer.write_all(bytes).map_err(at("write", writer.path()))?;
+        writer
+            .write_all(bytes)
+            .map_err(at("write", writer.path()))?;
         writer.seal()?.publish(self)?;
         Ok(digest)
     }
@@ -96,7 +101,12 @@ impl BlobWriter {
     pub(crate) fn create(lease: &Lease) -> Result<Self, StoreError> {
         let path = lease.fresh_path("blob");
         let file = File::create_new(&path).map_err(at("create", &path))?;
-        Ok(Self { file, path, hasher: Hasher::default(), size: 0 })
+        Ok(Self {
+            file,
+            path,
+            hasher: Hasher::default(),
+            size: 0,
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -106,7 +116,11 @@ impl BlobWriter {
     /// Makes what was written durable.
     pub(crate) fn seal(self) -> Result<SealedBlob, StoreError> {
         self.file.sync_all().map_err(at("flush", &self.path))?;
-        Ok(SealedBlob { path: self.path, digest: self.hasher.finish(), size: self.size })
+        Ok(SealedBlob {
+            path: self.path,
+            digest: self.hasher.finish(),
+            size: self.size,
+        })
     }
 }
 
@@ -129,11 +143,6 @@ impl Write for BlobWriter {
 }
 
 impl SealedBlob {
-    /// Reads the blob back before it is published.
-    pub(crate) fn open(&self) -> Result<File, StoreError> {
-        File::open(&self.path).map_err(at("open", &self.path))
-    }
-
     /// Makes the blob visible. A second writer of the same content replaces it with itself.
     pub(crate) fn publish(self, store: &Store) -> Result<(), StoreError> {
         let to = store.blob_path(&self.digest);

@@ -21,12 +21,16 @@ const TMP: &str = ".tmp-";
 
 /// Flushes a directory's entries.
 pub(crate) fn sync_dir(path: &Path) -> Result<(), StoreError> {
-    File::open(path).and_then(|dir| dir.sync_all()).map_err(at("flush the directory", path))
+    File::open(path)
+        .and_then(|dir| dir.sync_all())
+        .map_err(at("flush the directory", path))
 }
 
 /// Replaces `path` with `bytes`; after a crash it holds the old or the new content.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let dir = path.parent().expect("records live in directories of the store");
+    let dir = path
+        .parent()
+        .expect("records live in directories of the store");
     let tmp = dir.join(format!("{TMP}{}", Uuid::now_v7().simple()));
     let result = (|| {
         let mut file = File::create_new(&tmp)?;
@@ -57,10 +61,12 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, S
         Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(at("read", path)(source)),
     };
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| StoreError::Damaged {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    })
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|error| StoreError::Damaged {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })
 }
 
 /// Reads a file of at most `limit` bytes.
@@ -69,7 +75,10 @@ pub(crate) fn read_limited(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     io::Read::read_to_end(&mut io::Read::take(file, limit + 1), &mut bytes)?;
     if bytes.len() as u64 > limit {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {limit} bytes")));
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("more than {limit} bytes"),
+        ));
     }
     Ok(bytes)
 }
@@ -77,7 +86,11 @@ pub(crate) fn read_limited(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 /// Removes a file if it is there, durably. Tells whether it was.
 pub(crate) fn remove(path: &Path) -> Result<bool, StoreError> {
     match fs::remove_file(path) {
-        Ok(()) => sync_dir(path.parent().expect("records live in directories of the store")).map(|()| true),
+        Ok(()) => sync_dir(
+            path.parent()
+                .expect("records live in directories of the store"),
+        )
+        .map(|()| true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(source) => Err(at("remove", path)(source)),
     }
@@ -87,7 +100,11 @@ pub(crate) fn remove(path: &Path) -> Result<bool, StoreError> {
 pub(crate) fn sweep(dir: &Path) -> Result<(), StoreError> {
     for entry in fs::read_dir(dir).map_err(at("list", dir))? {
         let entry = entry.map_err(at("list", dir))?;
-        if entry.file_name().as_encoded_bytes().starts_with(TMP.as_bytes()) {
+        if entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(TMP.as_bytes())
+        {
             fs::remove_file(entry.path()).map_err(at("remove", entry.path()))?;
         }
     }

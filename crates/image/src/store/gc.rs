@@ -85,17 +85,26 @@ impl Store {
 
     fn mark(&self, in_use: &InUse) -> Result<Marked, StoreError> {
         let pins = self.pinned()?;
-        let mut images: HashSet<Digest> = self.refs()?.into_iter().map(|(_, image)| image).collect();
+        let mut images: HashSet<Digest> =
+            self.refs()?.into_iter().map(|(_, image)| image).collect();
         images.extend(&in_use.images);
         images.extend(&pins);
         // A pin names a blob, a layer or an image; it protects whichever exists.
-        let mut marked = Marked { blobs: pins.clone(), layers: pins, images };
+        let mut marked = Marked {
+            blobs: pins.clone(),
+            layers: pins,
+            images,
+        };
         marked.layers.extend(&in_use.layers);
         for record in self.image_records()? {
             if marked.images.contains(&record.manifest) {
                 marked.blobs.extend([record.manifest, record.config]);
-                marked.blobs.extend(record.layers.iter().map(|layer| layer.blob));
-                marked.layers.extend(record.layers.iter().map(|layer| layer.diff_id));
+                marked
+                    .blobs
+                    .extend(record.layers.iter().map(|layer| layer.blob));
+                marked
+                    .layers
+                    .extend(record.layers.iter().map(|layer| layer.diff_id));
             }
         }
         Ok(marked)
@@ -126,7 +135,10 @@ fn sweep(
     let mut taken = Vec::new();
     for entry in fs::read_dir(dir).map_err(at("list", dir))? {
         let entry = entry.map_err(at("list", dir))?;
-        let digest = entry.file_name().to_str().and_then(|name| Digest::from_hex(name).ok());
+        let digest = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| Digest::from_hex(name).ok());
         if digest.is_some_and(|digest| keep.contains(&digest)) {
             continue;
         }
@@ -145,7 +157,11 @@ fn remove_counting(path: &Path) -> io::Result<u64> {
     if !meta.is_dir() {
         fs::remove_file(path)?;
         // The last link frees the blocks.
-        return Ok(if meta.nlink() == 1 { meta.blocks() * 512 } else { 0 });
+        return Ok(if meta.nlink() == 1 {
+            meta.blocks() * 512
+        } else {
+            0
+        });
     }
     let mut freed = meta.blocks() * 512;
     let mut stack = vec![path.to_owned()];

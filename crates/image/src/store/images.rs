@@ -99,7 +99,8 @@ impl Store {
         }
         let mut images = Vec::new();
         for record in self.image_records()? {
-            images.push(self.describe(&record, names.remove(&record.manifest).unwrap_or_default())?);
+            images
+                .push(self.describe(&record, names.remove(&record.manifest).unwrap_or_default())?);
         }
         images.sort_by(|a, b| {
             (a.names.is_empty(), &a.names, a.id).cmp(&(b.names.is_empty(), &b.names, b.id))
@@ -114,7 +115,10 @@ impl Store {
     /// [`StoreError::NotFound`], [`StoreError::Ambiguous`], or that the text is no name at all.
     pub fn resolve(&self, text: &str) -> Result<Digest, StoreError> {
         if let Ok(id) = text.parse::<Digest>() {
-            return self.image_record(&id)?.map(|_| id).ok_or_else(|| StoreError::NotFound(text.into()));
+            return self
+                .image_record(&id)?
+                .map(|_| id)
+                .ok_or_else(|| StoreError::NotFound(text.into()));
         }
         let candidates = Reference::candidates(text);
         for name in candidates.iter().flatten() {
@@ -124,12 +128,20 @@ impl Store {
         }
         let hex = text.len() <= 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         if hex && text.len() >= MIN_PREFIX {
-            let ids = self.image_records()?.into_iter().map(|record| record.manifest);
+            let ids = self
+                .image_records()?
+                .into_iter()
+                .map(|record| record.manifest);
             let matches: Vec<Digest> = ids.filter(|id| id.hex().starts_with(text)).collect();
             match matches.as_slice() {
                 [] => {}
                 [id] => return Ok(*id),
-                _ => return Err(StoreError::Ambiguous { name: text.to_owned(), matches }),
+                _ => {
+                    return Err(StoreError::Ambiguous {
+                        name: text.to_owned(),
+                        matches,
+                    });
+                }
             }
         }
         candidates?;
@@ -144,7 +156,10 @@ impl Store {
         let id = self.resolve(text)?;
         let record = self.complete(&id)?;
         let refs = self.refs()?.into_iter();
-        let names = refs.filter(|(_, image)| *image == id).map(|(name, _)| name).collect();
+        let names = refs
+            .filter(|(_, image)| *image == id)
+            .map(|(name, _)| name)
+            .collect();
         self.describe(&record, names)
     }
 
@@ -162,7 +177,12 @@ impl Store {
     /// [`StoreError::NotFound`].
     pub fn layers(&self, image: &Digest) -> Result<Vec<PathBuf>, StoreError> {
         let record = self.complete(image)?;
-        Ok(record.layers.iter().rev().map(|layer| self.layer_fs(&layer.diff_id)).collect())
+        Ok(record
+            .layers
+            .iter()
+            .rev()
+            .map(|layer| self.layer_fs(&layer.diff_id))
+            .collect())
     }
 
     /// Gives an image a name; the name's former image loses it.
@@ -183,16 +203,25 @@ impl Store {
         let image = self.resolve(text)?;
         let asked = Reference::candidates(text).unwrap_or_default();
         let (removed, kept): (Vec<Reference>, Vec<Reference>) = {
-            let all = self.refs()?.into_iter().filter(|(_, id)| *id == image).map(|(name, _)| name);
+            let all = self
+                .refs()?
+                .into_iter()
+                .filter(|(_, id)| *id == image)
+                .map(|(name, _)| name);
             let all: Vec<Reference> = all.collect();
             let one = asked.iter().map(stored).find(|name| all.contains(name));
-            all.into_iter().partition(|name| one.as_ref().is_none_or(|one| one == name))
+            all.into_iter()
+                .partition(|name| one.as_ref().is_none_or(|one| one == name))
         };
         let _lock = self.lock_shared()?;
         for name in &removed {
             durable::remove(&self.ref_path(name))?;
         }
-        Ok(Untagged { image, removed, remaining: kept.len() })
+        Ok(Untagged {
+            image,
+            removed,
+            remaining: kept.len(),
+        })
     }
 
     /// Keeps an image from collection until the answer is dropped.
@@ -214,11 +243,15 @@ impl Store {
     ) -> Result<(), StoreError> {
         let _lock = self.lock_shared()?;
         durable::write_json(&self.image_path(&record.manifest), record)?;
-        names.iter().try_for_each(|name| self.write_ref(name, &record.manifest))
+        names
+            .iter()
+            .try_for_each(|name| self.write_ref(name, &record.manifest))
     }
 
     pub(crate) fn image_path(&self, id: &Digest) -> PathBuf {
-        self.root().join("images").join(format!("{}.json", id.hex()))
+        self.root()
+            .join("images")
+            .join(format!("{}.json", id.hex()))
     }
 
     pub(crate) fn image_record(&self, id: &Digest) -> Result<Option<ImageRecord>, StoreError> {
@@ -227,7 +260,8 @@ impl Store {
 
     /// The record of an image that must be here.
     pub(crate) fn complete(&self, id: &Digest) -> Result<ImageRecord, StoreError> {
-        self.image_record(id)?.ok_or_else(|| StoreError::NotFound(id.to_string()))
+        self.image_record(id)?
+            .ok_or_else(|| StoreError::NotFound(id.to_string()))
     }
 
     /// Every image record.
@@ -238,14 +272,12 @@ impl Store {
     /// Every name and what it means, sorted by name.
     pub(crate) fn refs(&self) -> Result<Vec<(Reference, Digest)>, StoreError> {
         let records: Vec<RefRecord> = read_all(&self.root().join("refs"))?;
-        let mut refs: Vec<_> = records.into_iter().map(|record| (record.name, record.image)).collect();
+        let mut refs: Vec<_> = records
+            .into_iter()
+            .map(|record| (record.name, record.image))
+            .collect();
         refs.sort();
         Ok(refs)
-    }
-
-    /// What a name means here, if anything.
-    pub(crate) fn ref_target(&self, name: &Reference) -> Result<Option<Digest>, StoreError> {
-        Ok(self.ref_record(name)?.map(|record| record.image))
     }
 
     fn ref_record(&self, name: &Reference) -> Result<Option<RefRecord>, StoreError> {
@@ -253,14 +285,20 @@ impl Store {
     }
 
     fn write_ref(&self, name: &Reference, image: &Digest) -> Result<(), StoreError> {
-        let record = RefRecord { version: FORMAT, name: stored(name), image: *image };
+        let record = RefRecord {
+            version: FORMAT,
+            name: stored(name),
+            image: *image,
+        };
         durable::write_json(&self.ref_path(name), &record)
     }
 
     /// Names can be longer than a file name, so the file is named by their hash.
     fn ref_path(&self, name: &Reference) -> PathBuf {
         let hash = Digest::of(stored(name).to_string().as_bytes());
-        self.root().join("refs").join(format!("{}.json", hash.hex()))
+        self.root()
+            .join("refs")
+            .join(format!("{}.json", hash.hex()))
     }
 
     fn describe(&self, record: &ImageRecord, names: Vec<Reference>) -> Result<Image, StoreError> {
@@ -284,7 +322,8 @@ impl Store {
 
 /// A name as it is kept: pinned by digest it needs no tag, and would otherwise never be found by one.
 fn stored(name: &Reference) -> Reference {
-    name.digest().map_or_else(|| name.clone(), |digest| name.with_digest(digest))
+    name.digest()
+        .map_or_else(|| name.clone(), |digest| name.with_digest(digest))
 }
 
 /// Reads every record of a directory. A record removed meanwhile is not an error.
@@ -292,7 +331,10 @@ fn read_all<T: serde::de::DeserializeOwned>(dir: &Path) -> Result<Vec<T>, StoreE
     let mut records = Vec::new();
     for entry in fs::read_dir(dir).map_err(at("list", dir))? {
         let path = entry.map_err(at("list", dir))?.path();
-        if path.extension().is_some_and(|extension| extension == "json") {
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "json")
+        {
             records.extend(durable::read_json::<T>(&path)?);
         }
     }

@@ -79,12 +79,20 @@ impl Store {
     /// Opens a lease.
     pub(crate) fn lease(&self) -> Result<Lease, StoreError> {
         let _lock = self.lock_shared()?;
-        let dir = self.root().join("ingest").join(Uuid::now_v7().simple().to_string());
+        let dir = self
+            .root()
+            .join("ingest")
+            .join(Uuid::now_v7().simple().to_string());
         fs::create_dir(&dir).map_err(at("create", &dir))?;
         let path = dir.join(LOCK);
         let file = File::create_new(&path).map_err(at("create", &path))?;
         flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(at("lock", &path))?;
-        Ok(Lease { store: self.clone(), dir, next: AtomicU64::new(0), _lock: file })
+        Ok(Lease {
+            store: self.clone(),
+            dir,
+            next: AtomicU64::new(0),
+            _lock: file,
+        })
     }
 
     /// Digests pinned by live leases. The caller holds the exclusive lock.
@@ -131,7 +139,9 @@ impl Store {
     fn lease_dirs(&self) -> Result<Vec<PathBuf>, StoreError> {
         let ingest = self.root().join("ingest");
         let entries = fs::read_dir(&ingest).map_err(at("list", &ingest))?;
-        entries.map(|entry| entry.map(|e| e.path()).map_err(at("list", &ingest))).collect()
+        entries
+            .map(|entry| entry.map(|e| e.path()).map_err(at("list", &ingest)))
+            .collect()
     }
 }
 
@@ -152,7 +162,10 @@ impl Lease {
 
     /// A path inside the lease that nobody has used.
     pub(crate) fn fresh_path(&self, kind: &str) -> PathBuf {
-        self.dir.join(format!("{kind}-{}", self.next.fetch_add(1, Ordering::Relaxed)))
+        self.dir.join(format!(
+            "{kind}-{}",
+            self.next.fetch_add(1, Ordering::Relaxed)
+        ))
     }
 }
 

@@ -10,7 +10,7 @@
 //!   ROOT/ingest/<lease>/…           unfinished work of live operations (see `lease`)
 //!   ROOT/locks/store                shared by who pins or records, exclusive for the collector
 //! ```
-//! Content first becomes durable, then visible by rename, then named by an image record. A crash
+//! Content first becomes durable (layers: see `layers`), then visible by rename, then named by an image record. A crash
 //! between any two steps leaves unnamed content that the next collection takes, never a name without
 //! content. Called by every other module of the crate; knows nothing of registries and archives.
 
@@ -20,17 +20,18 @@ mod gc;
 mod images;
 mod layers;
 mod lease;
+mod recovery;
 mod usage;
 
 use std::{
     fs,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 pub(crate) use blob::{BlobWriter, SealedBlob};
-pub(crate) use durable::{read_json, write_json, write as write_durable};
+pub(crate) use durable::{read_json, write_json};
 pub use gc::{GcReport, InUse};
 pub use images::{Image, Untagged};
 pub(crate) use images::{ImageLayer, ImageRecord};
@@ -41,6 +42,7 @@ pub(crate) use lease::Lease;
 pub use usage::{ImageUsage, Usage};
 
 use crate::{
+    digest::Digest,
     error::{StoreError, at},
     limits::Limits,
 };
@@ -57,6 +59,8 @@ pub struct Store {
 struct Inner {
     root: PathBuf,
     limits: Limits,
+    /// Layers that wait for the background flush.
+    unflushed: Mutex<Vec<Digest>>,
 }
 
 impl Store {
@@ -77,16 +81,35 @@ impl Store {
         let mut builder = fs::DirBuilder::new();
         // Layers hold setuid programs, device nodes and other people's secrets.
         builder.recursive(true).mode(0o700);
-        for dir in ["", "blobs/sha256", "layers/sha256", "images", "refs", "recipes", "ingest", "locks"] {
+        for dir in [
+            "",
+            "blobs/sha256",
+            "layers/sha256",
+            "images",
+            "refs",
+            "recipes",
+            "ingest",
+            "locks",
+        ] {
             let path = root.join(dir);
             builder.create(&path).map_err(at("create", &path))?;
         }
         let root = root.canonicalize().map_err(at("resolve", root))?;
         check_version(&root)?;
         let lock = root.join("locks/store");
-        fs::File::options().create(true).append(true).open(&lock).map_err(at("create", &lock))?;
+        fs::File::options()
+            .create(true)
+            .append(true)
+            .open(&lock)
+            .map_err(at("create", &lock))?;
 
-        let store = Self { inner: Arc::new(Inner { root, limits }) };
+        let store = Self {
+            inner: Arc::new(Inner {
+                root,
+                limits,
+                unflushed: Mutex::default(),
+            }),
+        };
         let abandoned = store.recover_leases()?;
         if abandoned > 0 {
             tracing::info!(abandoned, "removed unfinished image operations");
@@ -97,6 +120,7 @@ impl Store {
                 durable::sweep(&store.root().join(dir))?;
             }
         }
+        store.recover_layers()?;
         Ok(store)
     }
 
@@ -113,7 +137,9 @@ impl Store {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("root", &self.inner.root).finish_non_exhaustive()
+        f.debug_struct("Store")
+            .field("root", &self.inner.root)
+            .finish_non_exhaustive()
     }
 }
 
@@ -123,9 +149,10 @@ fn check_version(root: &Path) -> Result<(), StoreError> {
     match durable::read_json::<u32>(&path)? {
         None => durable::write_json(&path, &FORMAT),
         Some(FORMAT) => Ok(()),
-        Some(found) => Err(StoreError::Version { path: root.to_owned(), found, known: FORMAT }),
+        Some(found) => Err(StoreError::Version {
+            path: root.to_owned(),
+            found,
+            known: FORMAT,
+        }),
     }
 }
-
-#[cfg(test)]
-mod tests;

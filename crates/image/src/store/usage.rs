@@ -71,15 +71,26 @@ impl Store {
                 let (mut shared_bytes, mut unique_bytes) = (0, 0);
                 for layer in image.layers.iter().collect::<HashSet<_>>() {
                     let bytes = sizes.get(layer).copied().unwrap_or(0);
-                    *if users[layer] > 1 { &mut shared_bytes } else { &mut unique_bytes } += bytes;
+                    *if users[layer] > 1 {
+                        &mut shared_bytes
+                    } else {
+                        &mut unique_bytes
+                    } += bytes;
                 }
-                ImageUsage { image, shared_bytes, unique_bytes }
+                ImageUsage {
+                    image,
+                    shared_bytes,
+                    unique_bytes,
+                }
             })
             .collect();
         Ok(Usage {
             layer_bytes: layers.iter().map(|(info, _)| info.bytes).sum(),
             blob_bytes: blobs.values().sum(),
-            unshared_bytes: images.iter().map(|usage| usage.shared_bytes + usage.unique_bytes).sum(),
+            unshared_bytes: images
+                .iter()
+                .map(|usage| usage.shared_bytes + usage.unique_bytes)
+                .sum(),
             images,
             layers,
         })

@@ -31,9 +31,16 @@ impl Header {
 
     /// The checksum as POSIX defines it, or as old programs with signed characters computed it.
     pub(super) fn checksum_ok(&self) -> bool {
-        let Some(stored) = number(&self.0[148..156]) else { return false };
+        let Some(stored) = number(&self.0[148..156]) else {
+            return false;
+        };
         let field = |i: usize| (148..156).contains(&i);
-        let bytes = || self.0.iter().enumerate().map(|(i, &b)| if field(i) { b' ' } else { b });
+        let bytes = || {
+            self.0
+                .iter()
+                .enumerate()
+                .map(|(i, &b)| if field(i) { b' ' } else { b })
+        };
         let unsigned: i64 = bytes().map(i64::from).sum();
         let signed: i64 = bytes().map(|b| i64::from(b.cast_signed())).sum();
         stored == unsigned || stored == signed
@@ -48,7 +55,11 @@ impl Header {
         } else {
             &[]
         };
-        if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
+        if prefix.is_empty() {
+            name.to_vec()
+        } else {
+            [prefix, b"/", name].concat()
+        }
     }
 
     pub(super) fn link(&self) -> Vec<u8> {

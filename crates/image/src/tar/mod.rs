@@ -83,7 +83,10 @@ pub enum TarError {
         entry: String,
     },
     /// A header makes no sense.
-    #[error("the header at byte {offset} of the layer's tar is invalid: {reason}{}", after(entry))]
+    #[error(
+        "the header at byte {offset} of the layer's tar is invalid: {reason}{}",
+        after(entry)
+    )]
     Header {
         /// Where in the uncompressed stream.
         offset: u64,
@@ -135,7 +138,11 @@ pub enum TarError {
 }
 
 fn after(entry: &str) -> String {
-    if entry.is_empty() { String::new() } else { format!(" (at entry {entry:?})") }
+    if entry.is_empty() {
+        String::new()
+    } else {
+        format!(" (at entry {entry:?})")
+    }
 }
 
 fn full(source: &std::io::Error) -> &'static str {
@@ -156,6 +163,3 @@ pub(crate) fn display(path: &[u8]) -> String {
     }
     text
 }
-
-#[cfg(test)]
-mod tests;

@@ -43,13 +43,21 @@ impl Extended {
             if data.iter().all(|&b| b == 0) {
                 return Ok(());
             }
-            let space = data.iter().take(20).position(|&b| b == b' ').ok_or(PaxError::Malformed)?;
-            let length = usize::try_from(decimal(&data[..space])?).map_err(|_| PaxError::Malformed)?;
+            let space = data
+                .iter()
+                .take(20)
+                .position(|&b| b == b' ')
+                .ok_or(PaxError::Malformed)?;
+            let length =
+                usize::try_from(decimal(&data[..space])?).map_err(|_| PaxError::Malformed)?;
             if length <= space + 1 || length > data.len() || data[length - 1] != b'\n' {
                 return Err(PaxError::Malformed);
             }
             let record = &data[space + 1..length - 1];
-            let equals = record.iter().position(|&b| b == b'=').ok_or(PaxError::Malformed)?;
+            let equals = record
+                .iter()
+                .position(|&b| b == b'=')
+                .ok_or(PaxError::Malformed)?;
             self.record(&record[..equals], &record[equals + 1..], limits)?;
             data = &data[length..];
         }
@@ -83,11 +91,17 @@ impl Extended {
         if name.is_empty() || name.len() > 255 || name.contains(&0) {
             return Err(PaxError::Malformed);
         }
-        let total: usize = self.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let total: usize = self
+            .xattrs
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
         if total + name.len() + value.len() > limits.xattr_bytes {
             return Err(PaxError::Xattrs);
         }
-        let at = self.xattrs.partition_point(|(known, _)| known.as_slice() < name);
+        let at = self
+            .xattrs
+            .partition_point(|(known, _)| known.as_slice() < name);
         self.xattrs.insert(at, (name.to_vec(), value.to_vec()));
         Ok(())
     }
@@ -103,13 +117,22 @@ impl Sparse {
             b"offset" => self.pending_offset = Some(decimal(value)?),
             b"numbytes" => {
                 let offset = self.pending_offset.take().ok_or(PaxError::Malformed)?;
-                self.push(Segment { offset, length: decimal(value)? }, limits)?;
+                self.push(
+                    Segment {
+                        offset,
+                        length: decimal(value)?,
+                    },
+                    limits,
+                )?;
             }
             b"map" if !value.is_empty() => {
                 let mut numbers = value.split(|&b| b == b',');
                 while let Some(offset) = numbers.next() {
                     let length = numbers.next().ok_or(PaxError::Malformed)?;
-                    let segment = Segment { offset: decimal(offset)?, length: decimal(length)? };
+                    let segment = Segment {
+                        offset: decimal(offset)?,
+                        length: decimal(length)?,
+                    };
                     self.push(segment, limits)?;
                 }
             }
@@ -131,12 +154,17 @@ pub(super) fn decimal(text: &[u8]) -> Result<u64, PaxError> {
     if text.is_empty() || text.len() > 20 || !text.iter().all(u8::is_ascii_digit) {
         return Err(PaxError::Malformed);
     }
-    std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).ok_or(PaxError::Malformed)
+    std::str::from_utf8(text)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .ok_or(PaxError::Malformed)
 }
 
 /// `[-]seconds[.fraction]` to seconds rounded down and nanoseconds.
 fn timestamp(text: &[u8]) -> Result<(i64, u32), PaxError> {
-    let (negative, rest) = text.strip_prefix(b"-").map_or((false, text), |rest| (true, rest));
+    let (negative, rest) = text
+        .strip_prefix(b"-")
+        .map_or((false, text), |rest| (true, rest));
     let mut parts = rest.splitn(2, |&b| b == b'.');
     let whole = decimal(parts.next().unwrap_or_default())?;
     let mut seconds = i64::try_from(whole).map_err(|_| PaxError::Malformed)?;

@@ -28,7 +28,14 @@ pub(crate) struct Reader<R> {
 impl<R: BufRead> Reader<R> {
     pub(crate) fn new(input: R, limits: &Limits) -> Self {
         let limits = limits.clone();
-        Self { input, limits, offset: 0, remaining: 0, padding: 0, name: String::new() }
+        Self {
+            input,
+            limits,
+            offset: 0,
+            remaining: 0,
+            padding: 0,
+            name: String::new(),
+        }
     }
 
     pub(super) fn limits(&self) -> &Limits {
@@ -47,7 +54,9 @@ impl<R: BufRead> Reader<R> {
         let mut extended = Extended::default();
         let mut header_bytes = 0;
         loop {
-            let Some(header) = self.header()? else { return Ok(None) };
+            let Some(header) = self.header()? else {
+                return Ok(None);
+            };
             let size = header.size().and_then(|size| u64::try_from(size).ok());
             let size = size.ok_or_else(|| self.bad("size"))?;
             match header.flag() {
@@ -73,12 +82,22 @@ impl<R: BufRead> Reader<R> {
         }
         // Twice, because a borrow that may be returned cannot also be dropped in the error path.
         match self.input.fill_buf() {
-            Ok([]) => return Err(TarError::Truncated { entry: self.name.clone() }),
+            Ok([]) => {
+                return Err(TarError::Truncated {
+                    entry: self.name.clone(),
+                });
+            }
             Ok(_) => {}
-            Err(source) => return Err(TarError::Read { entry: self.name.clone(), source }),
+            Err(source) => {
+                return Err(TarError::Read {
+                    entry: self.name.clone(),
+                    source,
+                });
+            }
         }
         let buffer = self.input.fill_buf().unwrap_or_default();
-        let end = usize::try_from(self.remaining).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let end =
+            usize::try_from(self.remaining).map_or(buffer.len(), |left| left.min(buffer.len()));
         Ok(&buffer[..end])
     }
 
@@ -93,7 +112,12 @@ impl<R: BufRead> Reader<R> {
         loop {
             let available = match self.input.fill_buf() {
                 Ok(buffer) => buffer.len(),
-                Err(source) => return Err(TarError::Read { entry: self.name, source }),
+                Err(source) => {
+                    return Err(TarError::Read {
+                        entry: self.name,
+                        source,
+                    });
+                }
             };
             if available == 0 {
                 return Ok(());
@@ -105,7 +129,10 @@ impl<R: BufRead> Reader<R> {
     /// A header block that is not zeros; `None` at the end.
     fn header(&mut self) -> Result<Option<Header>, TarError> {
         let at_end = self.input.fill_buf().map(<[u8]>::is_empty);
-        if at_end.map_err(|source| TarError::Read { entry: self.name.clone(), source })? {
+        if at_end.map_err(|source| TarError::Read {
+            entry: self.name.clone(),
+            source,
+        })? {
             // Go's writer and others leave the zero blocks out; an end between entries is an end.
             return Ok(None);
         }
@@ -123,7 +150,11 @@ impl<R: BufRead> Reader<R> {
 
     /// Turns a header and the extensions before it into an entry.
     fn finish(&mut self, header: &Header, size: u64, ext: Extended) -> Result<Entry, TarError> {
-        let path = ext.sparse.name.or(ext.path).unwrap_or_else(|| header.name());
+        let path = ext
+            .sparse
+            .name
+            .or(ext.path)
+            .unwrap_or_else(|| header.name());
         self.name = display(&path);
         let kind = self.kind(header, &path)?;
         let stored = match kind {
@@ -131,7 +162,12 @@ impl<R: BufRead> Reader<R> {
             // Old writers put a link's target size here; no data follows.
             _ => 0,
         };
-        let mut entry = Entry { kind, size: stored, path, ..Entry::default() };
+        let mut entry = Entry {
+            kind,
+            size: stored,
+            path,
+            ..Entry::default()
+        };
         entry.link = ext.link.unwrap_or_else(|| header.link());
         if entry.path.len() > self.limits.path_bytes || entry.link.len() > self.limits.path_bytes {
             return Err(self.over("path length in bytes", self.limits.path_bytes as u64));
@@ -156,7 +192,10 @@ impl<R: BufRead> Reader<R> {
             let (map, real_size) = sparse::old_gnu(self, header)?;
             (entry.sparse, entry.size) = (Some(map), real_size);
         } else if kind == Kind::File && ext.sparse.present {
-            let real_size = ext.sparse.real_size.ok_or_else(|| self.bad("sparse size"))?;
+            let real_size = ext
+                .sparse
+                .real_size
+                .ok_or_else(|| self.bad("sparse size"))?;
             let map = if ext.sparse.major == Some(1) {
                 let (map, taken) = sparse::pax_1_0(self, stored)?;
                 self.remaining -= taken;
@@ -187,7 +226,10 @@ impl<R: BufRead> Reader<R> {
             flag::DIRECTORY => Kind::Directory,
             flag::FIFO => Kind::Fifo,
             other => {
-                return Err(TarError::Kind { entry: self.name.clone(), kind: char::from(other) });
+                return Err(TarError::Kind {
+                    entry: self.name.clone(),
+                    kind: char::from(other),
+                });
             }
         })
     }
@@ -227,10 +269,14 @@ impl<R: BufRead> Reader<R> {
     pub(super) fn exact(&mut self, mut buffer: &mut [u8]) -> Result<(), TarError> {
         while !buffer.is_empty() {
             let available = self.input.fill_buf();
-            let available =
-                available.map_err(|source| TarError::Read { entry: self.name.clone(), source })?;
+            let available = available.map_err(|source| TarError::Read {
+                entry: self.name.clone(),
+                source,
+            })?;
             if available.is_empty() {
-                return Err(TarError::Truncated { entry: self.name.clone() });
+                return Err(TarError::Truncated {
+                    entry: self.name.clone(),
+                });
             }
             let count = available.len().min(buffer.len());
             buffer[..count].copy_from_slice(&available[..count]);
@@ -244,10 +290,17 @@ impl<R: BufRead> Reader<R> {
         while bytes > 0 {
             let available = match self.input.fill_buf() {
                 Ok(buffer) => buffer.len(),
-                Err(source) => return Err(TarError::Read { entry: self.name.clone(), source }),
+                Err(source) => {
+                    return Err(TarError::Read {
+                        entry: self.name.clone(),
+                        source,
+                    });
+                }
             };
             if available == 0 {
-                return Err(TarError::Truncated { entry: self.name.clone() });
+                return Err(TarError::Truncated {
+                    entry: self.name.clone(),
+                });
             }
             let count = usize::try_from(bytes).map_or(available, |bytes| bytes.min(available));
             self.advance(count)?;
@@ -266,11 +319,19 @@ impl<R: BufRead> Reader<R> {
     }
 
     pub(super) fn bad(&self, reason: &'static str) -> TarError {
-        TarError::Header { offset: self.offset, entry: self.name.clone(), reason }
+        TarError::Header {
+            offset: self.offset,
+            entry: self.name.clone(),
+            reason,
+        }
     }
 
     pub(super) fn over(&self, what: &'static str, limit: u64) -> TarError {
-        TarError::Limit { entry: self.name.clone(), what, limit }
+        TarError::Limit {
+            entry: self.name.clone(),
+            what,
+            limit,
+        }
     }
 
     fn pax_error(&self, error: &PaxError) -> TarError {
@@ -279,9 +340,10 @@ impl<R: BufRead> Reader<R> {
             PaxError::Xattrs => {
                 self.over("extended attribute bytes", self.limits.xattr_bytes as u64)
             }
-            PaxError::Segments => {
-                self.over("segments of a sparse file", self.limits.sparse_segments as u64)
-            }
+            PaxError::Segments => self.over(
+                "segments of a sparse file",
+                self.limits.sparse_segments as u64,
+            ),
         }
     }
 }
@@ -301,7 +363,11 @@ impl<R: BufRead> Reader<R> {
             }
             if let Err(source) = output(data) {
                 let entry = self.name.clone();
-                return Err(TarError::Write { action: "write", entry, source });
+                return Err(TarError::Write {
+                    action: "write",
+                    entry,
+                    source,
+                });
             }
             self.consume(count)?;
         }

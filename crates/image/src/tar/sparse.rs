@@ -47,7 +47,12 @@ pub(super) fn pax_1_0<R: BufRead>(
     reader: &mut Reader<R>,
     stored: u64,
 ) -> Result<(Vec<Segment>, u64), TarError> {
-    let mut lines = Lines { block: [0; BLOCK], at: BLOCK, taken: 0, stored };
+    let mut lines = Lines {
+        block: [0; BLOCK],
+        at: BLOCK,
+        taken: 0,
+        stored,
+    };
     let count = lines.number(reader)?;
     let mut map = Vec::new();
     for _ in 0..count {

@@ -22,23 +22,39 @@ pub(crate) struct Writer<W> {
 
 impl<W: Write> Writer<W> {
     pub(crate) fn new(output: W) -> Self {
-        Self { output, remaining: 0, padding: 0 }
+        Self {
+            output,
+            remaining: 0,
+            padding: 0,
+        }
     }
 
     /// Begins an entry. For a file exactly `entry.size` bytes of [`Writer::data`] must follow.
     pub(crate) fn entry(&mut self, entry: &Entry) -> io::Result<()> {
         if self.remaining != 0 {
-            return Err(io::Error::other("a file is shorter than when its header was written"));
+            return Err(io::Error::other(
+                "a file is shorter than when its header was written",
+            ));
         }
         let records = pax_records(entry);
         if !records.is_empty() {
-            let header = Entry { path: b"PaxHeaders/0".to_vec(), mode: 0o644, ..Entry::default() };
-            self.output.write_all(&block(&header, flag::PAX, records.len() as u64))?;
+            let header = Entry {
+                path: b"PaxHeaders/0".to_vec(),
+                mode: 0o644,
+                ..Entry::default()
+            };
+            self.output
+                .write_all(&block(&header, flag::PAX, records.len() as u64))?;
             self.output.write_all(&records)?;
             self.pad(padding(records.len() as u64))?;
         }
-        let size = if entry.kind == Kind::File { entry.size } else { 0 };
-        self.output.write_all(&block(entry, type_flag(entry.kind), size))?;
+        let size = if entry.kind == Kind::File {
+            entry.size
+        } else {
+            0
+        };
+        self.output
+            .write_all(&block(entry, type_flag(entry.kind), size))?;
         (self.remaining, self.padding) = (size, padding(size));
         Ok(())
     }
@@ -70,7 +86,9 @@ impl<W: Write> Writer<W> {
     /// Ends the archive.
     pub(crate) fn finish(mut self) -> io::Result<W> {
         if self.remaining != 0 {
-            return Err(io::Error::other("a file is shorter than when its header was written"));
+            return Err(io::Error::other(
+                "a file is shorter than when its header was written",
+            ));
         }
         self.output.write_all(&[0; 2 * BLOCK])?;
         Ok(self.output)
@@ -83,7 +101,11 @@ impl<W: Write> Writer<W> {
 
 fn padding(size: u64) -> usize {
     let over = size % BLOCK as u64;
-    if over == 0 { 0 } else { BLOCK - usize::try_from(over).expect("smaller than a block") }
+    if over == 0 {
+        0
+    } else {
+        BLOCK - usize::try_from(over).expect("smaller than a block")
+    }
 }
 
 fn type_flag(kind: Kind) -> u8 {
@@ -114,13 +136,25 @@ fn pax_records(entry: &Entry) -> Vec<u8> {
     };
     number(b"uid", entry.uid.into(), OCTAL_7);
     number(b"gid", entry.gid.into(), OCTAL_7);
-    number(b"size", if entry.kind == Kind::File { entry.size } else { 0 }, OCTAL_11);
+    number(
+        b"size",
+        if entry.kind == Kind::File {
+            entry.size
+        } else {
+            0
+        },
+        OCTAL_11,
+    );
     let (seconds, nanos) = entry.mtime;
     if nanos != 0 || u64::try_from(seconds).map_or(true, |seconds| seconds > OCTAL_11) {
         record(&mut records, b"mtime", timestamp(seconds, nanos).as_bytes());
     }
     for (name, value) in &entry.xattrs {
-        record(&mut records, &[b"SCHILY.xattr.", name.as_slice()].concat(), value);
+        record(
+            &mut records,
+            &[b"SCHILY.xattr.", name.as_slice()].concat(),
+            value,
+        );
     }
     records
 }
@@ -169,14 +203,16 @@ fn split_path(path: &[u8]) -> Option<(&[u8], &[u8])> {
 
 fn block(entry: &Entry, type_flag: u8, size: u64) -> [u8; BLOCK] {
     let mut block = [0; BLOCK];
-    let (prefix, name) =
-        split_path(&entry.path).unwrap_or_else(|| (&[], &entry.path[..100]));
+    let (prefix, name) = split_path(&entry.path).unwrap_or_else(|| (&[], &entry.path[..100]));
     block[..name.len()].copy_from_slice(name);
     octal(&mut block[100..108], entry.mode.into());
     octal(&mut block[108..116], u64::from(entry.uid).min(OCTAL_7));
     octal(&mut block[116..124], u64::from(entry.gid).min(OCTAL_7));
     octal(&mut block[124..136], size.min(OCTAL_11));
-    octal(&mut block[136..148], u64::try_from(entry.mtime.0).unwrap_or(0).min(OCTAL_11));
+    octal(
+        &mut block[136..148],
+        u64::try_from(entry.mtime.0).unwrap_or(0).min(OCTAL_11),
+    );
     block[156] = type_flag;
     let link = &entry.link[..entry.link.len().min(100)];
     block[157..157 + link.len()].copy_from_slice(link);

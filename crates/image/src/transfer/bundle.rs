@@ -80,7 +80,9 @@ impl Bundle {
             };
             members.insert(name, member);
             if members.len() > MAX_FILES {
-                return Err(ImportError::Format(format!("it has more than {MAX_FILES} files")));
+                return Err(ImportError::Format(format!(
+                    "it has more than {MAX_FILES} files"
+                )));
             }
         }
         Ok(Self::Spilled(members))
@@ -120,18 +122,28 @@ impl Bundle {
 
     /// Reads a document of at most `limit` bytes.
     pub(super) fn read(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>, ImportError> {
-        let Some(file) = self.open(name)? else { return Ok(None) };
+        let Some(file) = self.open(name)? else {
+            return Ok(None);
+        };
         let mut bytes = Vec::new();
-        file.take(limit + 1).read_to_end(&mut bytes).map_err(at("read", name))?;
+        file.take(limit + 1)
+            .read_to_end(&mut bytes)
+            .map_err(at("read", name))?;
         if bytes.len() as u64 > limit {
-            return Err(ImportError::Format(format!("{name:?} has more than {limit} bytes")));
+            return Err(ImportError::Format(format!(
+                "{name:?} has more than {limit} bytes"
+            )));
         }
         Ok(Some(bytes))
     }
 }
 
 /// Copies the current entry into the lease.
-fn keep<R: BufRead>(reader: &mut Reader<R>, lease: &Lease, job: &Job) -> Result<std::path::PathBuf, ImportError> {
+fn keep<R: BufRead>(
+    reader: &mut Reader<R>,
+    lease: &Lease,
+    job: &Job,
+) -> Result<std::path::PathBuf, ImportError> {
     let path = lease.fresh_path("member");
     let mut file = File::create_new(&path).map_err(at("create", &path))?;
     let copied = reader.copy_data(|data| {

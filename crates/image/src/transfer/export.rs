@@ -75,12 +75,20 @@ impl Store {
     ///
     /// # Errors
     /// [`ExportError`].
-    pub fn export(&self, images: &[Digest], format: ExportFormat, output: impl Write, job: &Job) -> Result<(), ExportError> {
+    pub fn export(
+        &self,
+        images: &[Digest],
+        format: ExportFormat,
+        output: impl Write,
+        job: &Job,
+    ) -> Result<(), ExportError> {
         let lease = self.lease()?;
         match format {
             ExportFormat::Archive => self.export_archive(&lease, images, output, job),
             ExportFormat::RootFs => {
-                let [image] = images else { return Err(ExportError::OneImage(images.len())) };
+                let [image] = images else {
+                    return Err(ExportError::OneImage(images.len()));
+                };
                 let layers = lease.pin(images, |store| store.layers(image))?;
                 let written = write_merged(&layers, output, self.limits().depth, job)
                     .and_then(|mut output| output.flush());
@@ -94,12 +102,21 @@ impl Store {
     ///
     /// # Errors
     /// [`ExportError`].
-    pub fn export_layout(&self, images: &[Digest], directory: &Path, job: &Job) -> Result<(), ExportError> {
+    pub fn export_layout(
+        &self,
+        images: &[Digest],
+        directory: &Path,
+        job: &Job,
+    ) -> Result<(), ExportError> {
         let lease = self.lease()?;
         let contents = self.contents(&lease, images)?;
         let blobs = directory.join("blobs/sha256");
         fs::create_dir_all(directory).map_err(at("create", directory))?;
-        if fs::read_dir(directory).map_err(at("list", directory))?.next().is_some() {
+        if fs::read_dir(directory)
+            .map_err(at("list", directory))?
+            .next()
+            .is_some()
+        {
             return Err(ExportError::NotEmpty(directory.to_owned()));
         }
         fs::create_dir_all(&blobs).map_err(at("create", &blobs))?;
@@ -108,40 +125,67 @@ impl Store {
             let to = blobs.join(blob.hex());
             fs::copy(self.blob_path(blob), &to).map_err(at("write", &to))?;
         }
-        for (name, bytes) in [("index.json", contents.index.as_slice()), ("oci-layout", LAYOUT)] {
+        for (name, bytes) in [
+            ("index.json", contents.index.as_slice()),
+            ("oci-layout", LAYOUT),
+        ] {
             let to = directory.join(name);
             fs::write(&to, bytes).map_err(at("write", &to))?;
         }
         Ok(())
     }
 
-    fn export_archive(&self, lease: &Lease, images: &[Digest], output: impl Write, job: &Job) -> Result<(), ExportError> {
+    fn export_archive(
+        &self,
+        lease: &Lease,
+        images: &[Digest],
+        output: impl Write,
+        job: &Job,
+    ) -> Result<(), ExportError> {
         let contents = self.contents(lease, images)?;
         let mut tar = Writer::new(output);
         let write = ExportError::Write;
         for dir in ["blobs/", "blobs/sha256/"] {
             let path = dir.as_bytes().to_vec();
-            tar.entry(&Entry { path, kind: Kind::Directory, mode: 0o755, ..Entry::default() }).map_err(write)?;
+            tar.entry(&Entry {
+                path,
+                kind: Kind::Directory,
+                mode: 0o755,
+                ..Entry::default()
+            })
+            .map_err(write)?;
         }
         let mut buffer = vec![0; 256 << 10];
         for blob in &contents.blobs {
             let size = self.blob_size(blob)?.unwrap_or(0);
             let path = blob_name(blob).into_bytes();
-            tar.entry(&Entry { path, mode: 0o644, size, ..Entry::default() }).map_err(write)?;
+            tar.entry(&Entry {
+                path,
+                mode: 0o644,
+                size,
+                ..Entry::default()
+            })
+            .map_err(write)?;
             let mut file = self.open_blob(blob)?;
             loop {
                 job.check()?;
-                let count = file.read(&mut buffer).map_err(at("read", self.blob_path(blob)))?;
+                let count = file
+                    .read(&mut buffer)
+                    .map_err(at("read", self.blob_path(blob)))?;
                 if count == 0 {
                     break;
                 }
                 tar.data(&buffer[..count]).map_err(write)?;
             }
         }
-        tar.file("index.json", 0o644, &contents.index).map_err(write)?;
-        tar.file("manifest.json", 0o644, &contents.docker).map_err(write)?;
+        tar.file("index.json", 0o644, &contents.index)
+            .map_err(write)?;
+        tar.file("manifest.json", 0o644, &contents.docker)
+            .map_err(write)?;
         tar.file("oci-layout", 0o644, LAYOUT).map_err(write)?;
-        tar.finish().and_then(|mut output| output.flush()).map_err(write)
+        tar.finish()
+            .and_then(|mut output| output.flush())
+            .map_err(write)
     }
 
     fn contents(&self, lease: &Lease, images: &[Digest]) -> Result<Contents, ExportError> {
@@ -155,7 +199,8 @@ impl Store {
             let layers = record.layers.iter().map(|layer| layer.blob);
             blobs.extend(layers.clone().chain([*image, record.config]));
             let tagged = names.remove(image).unwrap_or_default();
-            let tagged: Vec<&Reference> = tagged.iter().filter(|name| name.tag().is_some()).collect();
+            let tagged: Vec<&Reference> =
+                tagged.iter().filter(|name| name.tag().is_some()).collect();
             docker.push(DockerImage {
                 config: blob_name(&record.config),
                 repo_tags: tagged.iter().map(ToString::to_string).collect(),
@@ -169,7 +214,9 @@ impl Store {
             }
             for name in tagged {
                 let mut entry = entry.clone();
-                entry.annotations.insert("io.containerd.image.name".into(), name.to_string());
+                entry
+                    .annotations
+                    .insert("io.containerd.image.name".into(), name.to_string());
                 entry.annotations.insert(
                     "org.opencontainers.image.ref.name".into(),
                     name.tag().unwrap_or_default().to_owned(),
@@ -177,8 +224,16 @@ impl Store {
                 manifests.push(entry);
             }
         }
-        let index = Index { schema_version: 2, media_type: media::INDEX.into(), manifests };
-        Ok(Contents { index: encode(&index), docker: encode(&docker), blobs })
+        let index = Index {
+            schema_version: 2,
+            media_type: media::INDEX.into(),
+            manifests,
+        };
+        Ok(Contents {
+            index: encode(&index),
+            docker: encode(&docker),
+            blobs,
+        })
     }
 }
 

@@ -14,7 +14,9 @@ use crate::{
     error::StoreError,
     job::{Cancelled, Event, Job, LayerState, Phase},
     layer::{Expected, LayerError, ingest_blob, ingest_tar, open_compressed, read_source},
-    manifest::{Descriptor, Document, History, ImageConfig, Index, Manifest, ManifestError, RunConfig},
+    manifest::{
+        Descriptor, Document, History, ImageConfig, Index, Manifest, ManifestError, RunConfig,
+    },
     platform::Platform,
     reference::Reference,
     store::{Lease, Store},
@@ -42,7 +44,9 @@ pub struct ImportOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// Neither an OCI layout nor a docker archive, or a broken one.
-    #[error("this is not a usable image archive: {0}; `podman save` and `docker save` write usable ones")]
+    #[error(
+        "this is not a usable image archive: {0}; `podman save` and `docker save` write usable ones"
+    )]
     Format(String),
     /// The input failed.
     #[error("cannot read the archive")]
@@ -70,20 +74,44 @@ impl Store {
     ///
     /// # Errors
     /// [`ImportError`].
-    pub fn import_layout(&self, directory: &Path, options: &ImportOptions, job: &Job) -> Result<Vec<Digest>, ImportError> {
+    pub fn import_layout(
+        &self,
+        directory: &Path,
+        options: &ImportOptions,
+        job: &Job,
+    ) -> Result<Vec<Digest>, ImportError> {
         let lease = self.lease()?;
         let bundle = Bundle::directory(directory)?;
-        Importer { store: self, lease: &lease, bundle: &bundle, options, job }.run()
+        Importer {
+            store: self,
+            lease: &lease,
+            bundle: &bundle,
+            options,
+            job,
+        }
+        .run()
     }
 
     /// Imports every image of an OCI layout tar or a `docker save` archive, compressed or not. Blocks.
     ///
     /// # Errors
     /// [`ImportError`].
-    pub fn import_archive(&self, input: impl Read + Send, options: &ImportOptions, job: &Job) -> Result<Vec<Digest>, ImportError> {
+    pub fn import_archive(
+        &self,
+        input: impl Read + Send,
+        options: &ImportOptions,
+        job: &Job,
+    ) -> Result<Vec<Digest>, ImportError> {
         let lease = self.lease()?;
         let bundle = Bundle::spill(self, &lease, input, job)?;
-        Importer { store: self, lease: &lease, bundle: &bundle, options, job }.run()
+        Importer {
+            store: self,
+            lease: &lease,
+            bundle: &bundle,
+            options,
+            job,
+        }
+        .run()
     }
 
     /// Imports a root file system tar (plain, gzip, zstd, xz, bzip2) as a one-layer image. The same tar
@@ -91,7 +119,12 @@ impl Store {
     ///
     /// # Errors
     /// [`ImportError`].
-    pub fn import_rootfs(&self, input: impl Read + Send, options: &ImportOptions, job: &Job) -> Result<Digest, ImportError> {
+    pub fn import_rootfs(
+        &self,
+        input: impl Read + Send,
+        options: &ImportOptions,
+        job: &Job,
+    ) -> Result<Digest, ImportError> {
         let lease = self.lease()?;
         job.emit(Event::Phase(Phase::Transferring));
         let (_, tar) = open_compressed(BufReader::with_capacity(256 << 10, input))
@@ -106,11 +139,21 @@ impl Store {
             os: platform.os,
             variant: platform.variant,
             config: options.config.clone(),
-            history: vec![History { created, created_by: Some("berth image import".into()), ..History::default() }],
+            history: vec![History {
+                created,
+                created_by: Some("berth image import".into()),
+                ..History::default()
+            }],
             ..ImageConfig::default()
         };
         lease.pin(&[layer.blob, layer.diff_id], |_| Ok(()))?;
-        Ok(assemble(self, &lease, &[Part::new(&layer)], config, options.name.as_slice())?)
+        Ok(assemble(
+            self,
+            &lease,
+            &[Part::new(&layer)],
+            config,
+            options.name.as_slice(),
+        )?)
     }
 }
 
@@ -139,16 +182,26 @@ impl Importer<'_> {
         if let Some(bytes) = self.bundle.read("index.json", limits.manifest_bytes)? {
             return match Document::parse(&bytes, limits)? {
                 Document::Index(index) => self.layout(&index),
-                Document::Manifest(_) => Err(ImportError::Format("index.json is not an index".into())),
+                Document::Manifest(_) => {
+                    Err(ImportError::Format("index.json is not an index".into()))
+                }
             };
         }
         let Some(bytes) = self.bundle.read("manifest.json", limits.manifest_bytes)? else {
-            return Err(ImportError::Format("it has neither index.json nor manifest.json".into()));
+            return Err(ImportError::Format(
+                "it has neither index.json nor manifest.json".into(),
+            ));
         };
-        let images: Vec<DockerImage> = serde_json::from_slice(&bytes)
-            .map_err(|source| ManifestError::Json { what: "manifest.json", source })?;
+        let images: Vec<DockerImage> =
+            serde_json::from_slice(&bytes).map_err(|source| ManifestError::Json {
+                what: "manifest.json",
+                source,
+            })?;
         if images.is_empty() || images.len() > limits.index_entries {
-            return Err(ImportError::Format(format!("manifest.json lists {} images", images.len())));
+            return Err(ImportError::Format(format!(
+                "manifest.json lists {} images",
+                images.len()
+            )));
         }
         self.one_name(images.len())?;
         images.iter().map(|image| self.docker(image)).collect()
@@ -156,7 +209,12 @@ impl Importer<'_> {
 
     fn layout(&self, index: &Index) -> Result<Vec<Digest>, ImportError> {
         let wanted = self.options.platform.clone().unwrap_or_else(Platform::host);
-        let fits = |entry: &&Descriptor| entry.platform.as_ref().is_none_or(|p| wanted.fit(p).is_some());
+        let fits = |entry: &&Descriptor| {
+            entry
+                .platform
+                .as_ref()
+                .is_none_or(|p| wanted.fit(p).is_some())
+        };
         let entries: Vec<&Descriptor> = index.manifests.iter().filter(fits).collect();
         if entries.is_empty() {
             // Says what there is.
@@ -186,11 +244,22 @@ impl Importer<'_> {
         }
         let full = entry.annotations.get(CONTAINERD_NAME);
         // The specification allows a bare tag here, which names nothing by itself.
-        let short = entry.annotations.get(REF_NAME).filter(|name| name.contains(['/', ':']));
-        full.or(short).and_then(|name| name.parse().ok()).into_iter().collect()
+        let short = entry
+            .annotations
+            .get(REF_NAME)
+            .filter(|name| name.contains(['/', ':']));
+        full.or(short)
+            .and_then(|name| name.parse().ok())
+            .into_iter()
+            .collect()
     }
 
-    fn layout_image(&self, entry: &Descriptor, names: &[Reference], wanted: &Platform) -> Result<Digest, ImportError> {
+    fn layout_image(
+        &self,
+        entry: &Descriptor,
+        names: &[Reference],
+        wanted: &Platform,
+    ) -> Result<Digest, ImportError> {
         let limits = self.store.limits();
         let mut current = entry.clone();
         for _ in 0..MAX_NESTING {
@@ -204,10 +273,17 @@ impl Importer<'_> {
             };
             return self.oci(&bytes, &manifest, names);
         }
-        Err(ImportError::Format(format!("its indexes are nested more than {MAX_NESTING} deep")))
+        Err(ImportError::Format(format!(
+            "its indexes are nested more than {MAX_NESTING} deep"
+        )))
     }
 
-    fn oci(&self, bytes: &[u8], manifest: &Manifest, names: &[Reference]) -> Result<Digest, ImportError> {
+    fn oci(
+        &self,
+        bytes: &[u8],
+        manifest: &Manifest,
+        names: &[Reference],
+    ) -> Result<Digest, ImportError> {
         let limits = self.store.limits();
         manifest.check()?;
         let config_bytes = self.blob(&manifest.config, limits.config_bytes)?;
@@ -215,71 +291,140 @@ impl Importer<'_> {
         let diff_ids = &config.rootfs.diff_ids;
         if diff_ids.len() != manifest.layers.len() {
             let layers = manifest.layers.len();
-            return Err(ManifestError::LayerCount { layers, diff_ids: diff_ids.len() }.into());
+            return Err(ManifestError::LayerCount {
+                layers,
+                diff_ids: diff_ids.len(),
+            }
+            .into());
         }
         for (layer, diff_id) in manifest.layers.iter().zip(diff_ids) {
             self.layer(layer, *diff_id)?;
         }
-        self.lease.pin(&[Digest::of(bytes), manifest.config.digest], |_| Ok(()))?;
+        self.lease
+            .pin(&[Digest::of(bytes), manifest.config.digest], |_| Ok(()))?;
         self.store.put_blob(self.lease, &config_bytes)?;
         self.store.put_blob(self.lease, bytes)?;
-        Ok(record(self.store, self.lease, bytes, manifest, &config_bytes, names)?)
+        Ok(record(
+            self.store,
+            self.lease,
+            bytes,
+            manifest,
+            &config_bytes,
+            names,
+        )?)
     }
 
     fn layer(&self, layer: &Descriptor, diff_id: Digest) -> Result<(), ImportError> {
         let present = self.lease.pin(&[layer.digest, diff_id], |store| {
-            Ok(store.blob_size(&layer.digest)? == Some(layer.size) && store.layer(&diff_id)?.is_some())
+            Ok(store.blob_size(&layer.digest)? == Some(layer.size)
+                && store.layer(&diff_id)?.is_some())
         })?;
-        self.event(layer, if present { LayerState::Present } else { LayerState::Pulling });
+        self.event(
+            layer,
+            if present {
+                LayerState::Present
+            } else {
+                LayerState::Pulling
+            },
+        );
         if present {
             return Ok(());
         }
         let name = blob_name(&layer.digest);
         let file = self.bundle.open(&name)?.ok_or_else(|| missing(&name))?;
-        let expected = Expected { blob: Some((layer.digest, layer.size)), diff_id: Some(diff_id) };
-        ingest_blob(self.store, self.lease, expected, &mut read_source(file), self.job)?;
+        let expected = Expected {
+            blob: Some((layer.digest, layer.size)),
+            diff_id: Some(diff_id),
+        };
+        ingest_blob(
+            self.store,
+            self.lease,
+            expected,
+            &mut read_source(file),
+            self.job,
+        )?;
         self.event(layer, LayerState::Done);
         Ok(())
     }
 
     fn event(&self, layer: &Descriptor, state: LayerState) {
-        let done_bytes = if state == LayerState::Pulling { 0 } else { layer.size };
-        self.job.emit(Event::Layer { layer: layer.digest, state, done_bytes, total_bytes: layer.size });
+        let done_bytes = if state == LayerState::Pulling {
+            0
+        } else {
+            layer.size
+        };
+        self.job.emit(Event::Layer {
+            layer: layer.digest,
+            state,
+            done_bytes,
+            total_bytes: layer.size,
+        });
     }
 
     /// A docker archive names files, not digests; the configuration's diff ids are what is verified.
     fn docker(&self, image: &DockerImage) -> Result<Digest, ImportError> {
         let limits = self.store.limits();
-        let config_bytes =
-            self.bundle.read(&image.config, limits.config_bytes)?.ok_or_else(|| missing(&image.config))?;
+        let config_bytes = self
+            .bundle
+            .read(&image.config, limits.config_bytes)?
+            .ok_or_else(|| missing(&image.config))?;
         let config = ImageConfig::parse(&config_bytes, limits)?;
         let diff_ids = &config.rootfs.diff_ids;
         if diff_ids.len() != image.layers.len() {
             let layers = image.layers.len();
-            return Err(ManifestError::LayerCount { layers, diff_ids: diff_ids.len() }.into());
+            return Err(ManifestError::LayerCount {
+                layers,
+                diff_ids: diff_ids.len(),
+            }
+            .into());
         }
         let mut parts = Vec::new();
         for (name, diff_id) in image.layers.iter().zip(diff_ids) {
             let file = self.bundle.open(name)?.ok_or_else(|| missing(name))?;
-            let expected = Expected { blob: None, diff_id: Some(*diff_id) };
-            let layer = ingest_blob(self.store, self.lease, expected, &mut read_source(file), self.job)?;
+            let expected = Expected {
+                blob: None,
+                diff_id: Some(*diff_id),
+            };
+            let layer = ingest_blob(
+                self.store,
+                self.lease,
+                expected,
+                &mut read_source(file),
+                self.job,
+            )?;
             self.lease.pin(&[layer.blob, layer.diff_id], |_| Ok(()))?;
             parts.push(Part::new(&layer));
         }
         let names: Vec<Reference> = match &self.options.name {
             Some(name) => vec![name.clone()],
-            None => image.repo_tags.iter().flatten().filter_map(|name| name.parse().ok()).collect(),
+            None => image
+                .repo_tags
+                .iter()
+                .flatten()
+                .filter_map(|name| name.parse().ok())
+                .collect(),
         };
-        Ok(assemble_with(self.store, self.lease, &parts, &config_bytes, &names)?)
+        Ok(assemble_with(
+            self.store,
+            self.lease,
+            &parts,
+            &config_bytes,
+            &names,
+        )?)
     }
 
     /// A document of a layout, verified.
     fn blob(&self, descriptor: &Descriptor, limit: u64) -> Result<Vec<u8>, ImportError> {
         let name = blob_name(&descriptor.digest);
-        let bytes = self.bundle.read(&name, limit)?.ok_or_else(|| missing(&name))?;
+        let bytes = self
+            .bundle
+            .read(&name, limit)?
+            .ok_or_else(|| missing(&name))?;
         let found = Digest::of(&bytes);
         if found != descriptor.digest {
-            return Err(ImportError::Format(format!("the content of {name:?} has the digest {found}")));
+            return Err(ImportError::Format(format!(
+                "the content of {name:?} has the digest {found}"
+            )));
         }
         Ok(bytes)
     }

@@ -32,14 +32,24 @@ impl Scratch {
             return None;
         }
         let name = Recipe::Busybox.default_name().unwrap();
-        Some(self.store.build_recipe(&Recipe::Busybox, &name, false, &Job::silent()).unwrap().image)
+        Some(
+            self.store
+                .build_recipe(&Recipe::Busybox, &name, false, &Job::silent())
+                .unwrap()
+                .image,
+        )
     }
 
     /// Imports a directory as a root file system.
     pub fn image_of(&self, root: &Path, name: &str) -> Digest {
-        let options = ImportOptions { name: Some(local(name)), ..ImportOptions::default() };
+        let options = ImportOptions {
+            name: Some(local(name)),
+            ..ImportOptions::default()
+        };
         let tar = tar_of(root);
-        self.store.import_rootfs(tar.as_slice(), &options, &Job::silent()).unwrap()
+        self.store
+            .import_rootfs(tar.as_slice(), &options, &Job::silent())
+            .unwrap()
     }
 
     /// What lies in `ingest`: empty unless an operation is under way.
@@ -55,13 +65,31 @@ pub fn local(name: &str) -> Reference {
 
 /// Packs a directory with GNU tar, attributes included.
 pub fn tar_of(root: &Path) -> Vec<u8> {
-    let tar = run("tar", &["--xattrs", "--xattrs-include=*", "--sparse", "-C", root.to_str().unwrap(), "-c", "."]);
-    assert!(tar.status.success(), "{}", String::from_utf8_lossy(&tar.stderr));
+    let tar = run(
+        "tar",
+        &[
+            "--xattrs",
+            "--xattrs-include=*",
+            "--sparse",
+            "-C",
+            root.to_str().unwrap(),
+            "-c",
+            ".",
+        ],
+    );
+    assert!(
+        tar.status.success(),
+        "{}",
+        String::from_utf8_lossy(&tar.stderr)
+    );
     tar.stdout
 }
 
 pub fn run(program: &str, args: &[&str]) -> std::process::Output {
-    Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"))
+    Command::new(program)
+        .args(args)
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}"))
 }
 
 /// Whether a tool is here; says loudly when not.
@@ -119,7 +147,10 @@ fn xattrs(path: &Path) -> String {
         .map(|name| {
             let mut value = vec![0u8; 4096];
             let length = rustix::fs::lgetxattr(path, name, &mut value).unwrap();
-            let hex: String = value[..length].iter().map(|byte| format!("{byte:02x}")).collect();
+            let hex: String = value[..length]
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
             format!("{}={hex}", String::from_utf8_lossy(name))
         })
         .collect();
