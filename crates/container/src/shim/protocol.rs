@@ -132,7 +132,7 @@ pub struct Attach {
     pub stdin: bool,
     /// Rows and columns to set first.
     pub size: Option<(u16, u16)>,
-    /// How many bytes of the log's end to send first, at most 1 MiB.
+    /// How many bytes of the log's end to send first, at most 512 KiB.
     pub tail_bytes: u32,
     /// Hold the container's output (and its log) back while this client is slow, instead of
     /// dropping the client. For a foreground `run`, whose output must be complete.
@@ -142,7 +142,8 @@ pub struct Attach {
 /// Details of [`Request::Exec`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Exec {
-    /// `process` of the OCI specification: args, env, cwd, user, terminal, capabilities, ….
+    /// `process` of the OCI specification: args, env, cwd, user, terminal, consoleSize,
+    /// capabilities, …. What is left out is as the container's own process has it.
     pub process: serde_json::Value,
     /// Whether this client will send input.
     #[serde(default)]

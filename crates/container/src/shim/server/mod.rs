@@ -92,8 +92,12 @@ impl Server {
             ..
         } = created;
         let ready = create::listen(&dir.join(SOCKET_FILE)).and_then(|listener| {
-            let session =
+            let mut session =
                 Session::new(pid, ours, console).map_err(system("prepare the streams"))?;
+            if !config.stdin_open {
+                // A terminal would take input otherwise.
+                session.input = None;
+            }
             Ok((listener, session))
         });
         let (listener, session) = match ready {
