@@ -219,12 +219,11 @@ def pull(work, netns):
     say("pull and unpack a Debian image")
     maker = Daemon(work / "maker", netns, "bm")
     # Making the image needs the host's network; only its push goes to the registry in the namespace.
-    # A root that the caller keeps saves making it at every run.
+    # BENCH_IMAGE names a file to keep it in, which saves making it at every run.
     with registry(work, netns):
         archive = Path(os.environ.get("BENCH_IMAGE", work / "debian.tar"))
         if not archive.exists():
-            host = Daemon(work / "host", "/proc/1/ns/net", "bh")
-            host.command = [*host.command, "--netns", str(netns)]
+            host = Daemon(work / "host", "/proc/self/ns/net", "bh")
             with host.running():
                 host.berth("image", "build", "--recipe", "debian", "--name", "debian")
                 host.berth("image", "export", "debian", "-f", str(archive))

@@ -29,9 +29,14 @@ need_rust() {
 # Where cargo puts things.
 target_dir() { realpath -m "${CARGO_TARGET_DIR:-target}"; }
 
-# build_berth: the release build of both binaries, side by side; prints their directory.
+# build_berth: the release build of both binaries, side by side; prints their directory. BERTH_BIN names
+# a directory that has them already.
 build_berth() {
     local out runtime
+    if [ -n "${BERTH_BIN:-}" ]; then
+        realpath "$BERTH_BIN"
+        return
+    fi
     out="$(target_dir)/release"
     cargo build --quiet --release --package berth
     runtime="$(scripts/build-runtime)"

@@ -77,7 +77,6 @@ impl Server {
 /// Takes connections of one listener until the server stops.
 async fn accept(listener: Listener, shared: Shared, gate: Arc<Gate>, by_address: Arc<ByAddress>) {
     let places = Arc::new(Semaphore::new(shared.config.connections));
-    tracing::info!(address = listener.address(), "listening");
     loop {
         let next = async {
             let place = Arc::clone(&places).acquire_owned().await;
