@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use super::SOCKET_FILE;
 use super::protocol::{
-    Attach, Decoder, Exec, Exited, Failure, Frame, Kind, ProtocolError, Reply, Request, State,
-    VERSION, decode_message, encode, encode_message,
+    Attach, Decoder, ErrorCode, Exec, Exited, Failure, Frame, Kind, ProtocolError, Reply, Request,
+    State, VERSION, decode_message, encode, encode_message,
 };
 
 /// A connection to a shim.
@@ -196,7 +196,8 @@ impl Client {
         }
     }
 
-    /// Follows a stream to its end, handing output to `sink`.
+    /// Follows a stream to its end, handing output to `sink`. That a size or a signal sent
+    /// meanwhile was refused is passed over.
     ///
     /// # Errors
     /// [`ClientError`]; being dropped for slowness is [`ClientError::Refused`].
@@ -206,7 +207,10 @@ impl Client {
             match frame.kind {
                 Kind::Message => match decode_message(&frame.payload)? {
                     Reply::Exited(exited) => return Ok(exited),
-                    Reply::Error(failure) => return Err(ClientError::Refused(failure)),
+                    Reply::Error(failure) if failure.code == ErrorCode::Slow => {
+                        return Err(ClientError::Refused(failure));
+                    }
+                    Reply::Error(_) => {}
                     other => return Err(unexpected(&other)),
                 },
                 kind => sink(kind, &frame.payload),

@@ -80,7 +80,7 @@ impl Log {
                 "[berth: {} bytes of output were lost, the log was full]",
                 self.unreported
             );
-            record(&mut buffer, Stream::Stderr, text.as_bytes(), true, now);
+            Prefix::new(Stream::Stderr, now).record(&mut buffer, text.as_bytes(), true);
         }
         format(&mut buffer, stream, data, now);
         match self.append(&buffer) {
@@ -166,27 +166,39 @@ fn open(path: &Path) -> io::Result<(File, u64)> {
 
 /// Appends the records of `data`: whole lines, and a piece if it does not end in a newline.
 fn format(out: &mut Vec<u8>, stream: Stream, data: &[u8], now: Timestamp) {
+    let prefix = Prefix::new(stream, now);
     for line in data.split_inclusive(|&b| b == b'\n') {
         let (text, whole) = match line.strip_suffix(b"\n") {
             Some(text) => (text, true),
             None => (line, false),
         };
-        let last = text.len().saturating_sub(1) / MAX_TEXT;
-        if text.is_empty() {
-            record(out, stream, text, whole, now);
+        if text.len() <= MAX_TEXT {
+            prefix.record(out, text, whole);
+            continue;
         }
+        let last = (text.len() - 1) / MAX_TEXT;
         for (i, piece) in text.chunks(MAX_TEXT).enumerate() {
-            record(out, stream, piece, whole && i == last, now);
+            prefix.record(out, piece, whole && i == last);
         }
     }
 }
 
-fn record(out: &mut Vec<u8>, stream: Stream, text: &[u8], whole: bool, now: Timestamp) {
-    out.reserve(TIMESTAMP_LEN + 12 + text.len());
-    out.extend_from_slice(&now.to_bytes());
-    out.push(b' ');
-    out.extend_from_slice(stream.as_str().as_bytes());
-    out.extend_from_slice(if whole { b" F " } else { b" P " });
-    out.extend_from_slice(text);
-    out.push(b'\n');
+/// What comes before the text, made once for all lines that arrive together.
+struct Prefix([u8; TIMESTAMP_LEN + 10]);
+
+impl Prefix {
+    fn new(stream: Stream, now: Timestamp) -> Prefix {
+        let mut bytes = [b' '; TIMESTAMP_LEN + 10];
+        bytes[..TIMESTAMP_LEN].copy_from_slice(&now.to_bytes());
+        bytes[TIMESTAMP_LEN + 1..TIMESTAMP_LEN + 7].copy_from_slice(stream.as_str().as_bytes());
+        Prefix(bytes)
+    }
+
+    fn record(&self, out: &mut Vec<u8>, text: &[u8], whole: bool) {
+        let start = out.len();
+        out.extend_from_slice(&self.0);
+        out[start + TIMESTAMP_LEN + 8] = if whole { b'F' } else { b'P' };
+        out.extend_from_slice(text);
+        out.push(b'\n');
+    }
 }
