@@ -22,7 +22,7 @@ use crate::{
     digest::Digest,
     error::StoreError,
     job::{Cancelled, Event, Job, LayerState, Phase},
-    layer::{Expected, LayerError, ingest_blob},
+    layer::{Expected, LayerError, ingest_blob, read_source},
     manifest::{Descriptor, Document, ImageConfig, Manifest, ManifestError},
     platform::Platform,
     reference::{DEFAULT_TAG, Reference},
@@ -374,14 +374,54 @@ impl Puller<'_> {
             () = job.cancel_token().cancelled() => return Err(Cancelled.into()),
             guard = turn.lock() => guard,
         };
-        let present = self.lease.pin(&[layer.digest, diff_id], |store| {
-            Ok(store.blob_size(&layer.digest)? == Some(layer.size)
-                && store.layer(&diff_id)?.is_some())
+        let (blob, unpacked) = self.lease.pin(&[layer.digest, diff_id], |store| {
+            let blob = store.blob_size(&layer.digest)? == Some(layer.size);
+            Ok((blob, store.layer(&diff_id)?.is_some()))
         })?;
-        if present {
+        if blob && unpacked {
             emit(job, layer, LayerState::Present, layer.size);
             return Ok(0);
         }
+        if blob {
+            // Fetched by a pull that was killed before it had unpacked it.
+            emit(job, layer, LayerState::Pulling, layer.size);
+            if let Ok(()) = self.unpack_stored(layer, diff_id, job).await {
+                emit(job, layer, LayerState::Done, layer.size);
+                return Ok(0);
+            }
+            job.check()?;
+        }
+        self.fetch_somewhere(targets, layer, diff_id, job).await
+    }
+
+    /// Unpacks a layer whose blob is in the store.
+    async fn unpack_stored(
+        &self,
+        layer: &Descriptor,
+        diff_id: Digest,
+        job: &Job,
+    ) -> Result<(), LayerError> {
+        let (store, lease, job) = (self.store.clone(), Arc::clone(self.lease), job.clone());
+        let digest = layer.digest;
+        let expected = Expected {
+            blob: Some((digest, layer.size)),
+            diff_id: Some(diff_id),
+        };
+        blocking(move || {
+            let file = store.open_blob(&digest)?;
+            ingest_blob(&store, &lease, expected, &mut read_source(file), &job).map(drop)
+        })
+        .await
+    }
+
+    /// Fetches a layer from the first place that has it right.
+    async fn fetch_somewhere(
+        &self,
+        targets: &[Target],
+        layer: &Descriptor,
+        diff_id: Digest,
+        job: &Job,
+    ) -> Result<u64, PullError> {
         let mut result = Ok(0);
         for (place, target) in targets.iter().enumerate() {
             emit(job, layer, LayerState::Pulling, 0);

@@ -67,7 +67,7 @@ fn rich_tree(root: &Path) {
         mknod null c 1 3; mknod disk b 8 0; mkfifo fifo; chmod 640 null
         setfattr -n user.color -v blue a/file 2>/dev/null || true
         setcap cap_net_raw+ep usr/bin/su 2>/dev/null || true
-        truncate -s 5M holes; printf x | dd of=holes bs=1 seek=3000000 conv=notrunc 2>/dev/null
+        truncate -s 2M holes; printf x | dd of=holes bs=1 seek=1500000 conv=notrunc 2>/dev/null
         mkdir -p "$(printf 'long%.0s' $(seq 60))/$(printf 'name%.0s' $(seq 60))"
         echo deep > "$(printf 'long%.0s' $(seq 60))/$(printf 'name%.0s' $(seq 60))/file"
         printf 'u\303\251' > "$(printf 'u\303\251')"
@@ -508,7 +508,7 @@ fn layers_not_flushed_before_a_power_failure_are_unpacked_again() {
     json["unflushed_since_boot"] = "an-earlier-boot".into();
     fs::write(&record, json.to_string()).unwrap();
     let store = Store::open(&copy).unwrap();
-    assert_eq!(store.layers(&image).unwrap(), [layer.clone()]);
+    assert_eq!(store.layers(&image).unwrap(), std::slice::from_ref(&layer));
     assert_eq!(listing(&layer), listing(original));
     assert_eq!(fs::read_dir(copy.join("ingest")).unwrap().count(), 0);
 }

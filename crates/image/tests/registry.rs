@@ -700,6 +700,119 @@ impl Drop for Tmpfs {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn collection_during_pulls_takes_nothing_of_them() {
+    let Some(server) = Server::start(None) else {
+        return;
+    };
+    let here = Scratch::new();
+    let Some(image) = three_layers(&here) else {
+        return;
+    };
+    let registries = registries();
+    let name = server.name("app:1");
+    let push = PushOptions::default();
+    (here
+        .store
+        .push(&registries, &image, &name, &push, &Job::silent())
+        .await)
+        .unwrap();
+    let there = Scratch::new();
+    let stop = Arc::new(AtomicU64::new(0));
+    let (store, stopped) = (Store::open(there.store.root()).unwrap(), Arc::clone(&stop));
+    let collector = std::thread::spawn(move || {
+        let mut rounds = 0;
+        while stopped.load(Ordering::SeqCst) == 0 {
+            store.gc(&InUse::default()).unwrap();
+            rounds += 1;
+        }
+        rounds
+    });
+    let options = PullOptions::default();
+    for _ in 0..5 {
+        // Two at once, of which one waits for the other's layers.
+        let silent = Job::silent();
+        let pull = || there.store.pull(&registries, &name, &options, &silent);
+        let (first, second) = tokio::join!(pull(), pull());
+        assert_eq!(
+            (first.unwrap().image, second.unwrap().image),
+            (image, image)
+        );
+        for (ours, theirs) in
+            (there.store.layers(&image).unwrap().iter()).zip(here.store.layers(&image).unwrap())
+        {
+            assert_eq!(listing(ours), listing(&theirs));
+        }
+        there.store.untag(&name.to_string()).unwrap();
+    }
+    stop.store(1, Ordering::SeqCst);
+    assert!(collector.join().unwrap() > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn podman_pulls_what_we_push_and_we_pull_what_podman_pushes() {
+    let Some(server) = Server::start(None) else {
+        return;
+    };
+    if !needs("podman", &["--version"]) {
+        return;
+    }
+    let here = Scratch::new();
+    let Some(image) = here.busybox() else { return };
+    let registries = registries();
+    let (ours, theirs) = (server.name("ours:1"), server.name("theirs:1"));
+    let push = PushOptions::default();
+    (here
+        .store
+        .push(&registries, &image, &ours, &push, &Job::silent())
+        .await)
+        .unwrap();
+    let podman = |args: &[&str]| {
+        let mut command = Command::new("podman");
+        command
+            .arg("--root")
+            .arg(here.path("podman"))
+            .arg("--runroot")
+            .arg(here.path("run"));
+        command
+            .args(["--storage-driver", "vfs"])
+            .args(args)
+            .output()
+            .unwrap()
+    };
+    let (ours_name, theirs_name) = (ours.to_string(), theirs.to_string());
+    for args in [
+        &["pull", "-q", "--tls-verify=false", &ours_name][..],
+        &[
+            "push",
+            "-q",
+            "--tls-verify=false",
+            "--format=v2s2",
+            &ours_name,
+            &theirs_name,
+        ],
+    ] {
+        let output = podman(args);
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let there = Scratch::new();
+    let options = PullOptions::default();
+    let back = there
+        .store
+        .pull(&registries, &theirs, &options, &Job::silent())
+        .await
+        .unwrap();
+    let (a, b) = (
+        here.store.layers(&image).unwrap(),
+        there.store.layers(&back.image).unwrap(),
+    );
+    assert_eq!(listing(&a[0]), listing(&b[0]));
+}
+
 /// Not a test of its own: the child of the one below.
 #[tokio::test(flavor = "multi_thread")]
 async fn child_that_pulls_until_killed() {

@@ -1,6 +1,6 @@
 //! Credentials: who we are to each registry, from our own file and from those of other tools.
 //!
-//! Read at each use, so that a login takes effect at once; never written here, never logged.
+//! Read at each use, so that a login takes effect at once; never logged. Only our own file is written.
 
 use std::{
     collections::BTreeMap,
@@ -112,6 +112,50 @@ impl Credentials {
     pub fn with(mut self, registry: impl Into<String>, credential: Credential) -> Self {
         self.given.insert(registry.into(), credential);
         self
+    }
+
+    /// Remembers a credential for a registry in `file`, readable by its owner only, or forgets it when
+    /// `None`. Other entries of the file stay. Blocks.
+    ///
+    /// # Errors
+    /// [`RegistryError::Credentials`] when the file cannot be read or written.
+    pub fn save(
+        file: &Path,
+        registry: &str,
+        credential: Option<&Credential>,
+    ) -> Result<(), RegistryError> {
+        let bad = |reason: String| RegistryError::Credentials {
+            path: file.to_owned(),
+            reason,
+        };
+        let mut json = match std::fs::read(file) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|error| bad(format!("not valid at line {}", error.line())))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                serde_json::json!({"version": 1, "auths": {}})
+            }
+            Err(error) => return Err(bad(error.to_string())),
+        };
+        let auths = json
+            .get_mut("auths")
+            .and_then(|auths| auths.as_object_mut());
+        let auths = auths.ok_or_else(|| bad("it has no `auths`".into()))?;
+        match credential {
+            Some(Credential::Basic { username, password }) => {
+                let auth = base64::engine::general_purpose::STANDARD
+                    .encode(format!("{username}:{password}"));
+                auths.insert(registry.to_owned(), serde_json::json!({"auth": auth}));
+            }
+            Some(Credential::RefreshToken(token)) => {
+                let entry = serde_json::json!({"identitytoken": token});
+                auths.insert(registry.to_owned(), entry);
+            }
+            None => {
+                auths.remove(registry);
+            }
+        }
+        let text = serde_json::to_vec_pretty(&json).map_err(|error| bad(error.to_string()))?;
+        crate::store::write_private(file, &text).map_err(|error| bad(error.to_string()))
     }
 
     /// The credential for a repository of a registry, if any.
@@ -244,5 +288,27 @@ mod tests {
             error.contains("first") && !error.contains("secret"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_login_is_remembered_privately_and_forgotten_again() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("credentials.json");
+        let basic = Credential::Basic {
+            username: "alice".into(),
+            password: "a:b".into(),
+        };
+        let token = Credential::RefreshToken("t".into());
+        Credentials::save(&file, "one.example", Some(&basic)).unwrap();
+        Credentials::save(&file, "two.example", Some(&token)).unwrap();
+        let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let credentials = Credentials::none().with_file(&file);
+        assert_eq!(credentials.find("one.example", "x").unwrap(), Some(basic));
+        assert_eq!(credentials.find("two.example", "x").unwrap(), Some(token));
+        Credentials::save(&file, "one.example", None).unwrap();
+        assert_eq!(credentials.find("one.example", "x").unwrap(), None);
+        assert!(credentials.find("two.example", "x").unwrap().is_some());
     }
 }

@@ -5,6 +5,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
     path::Path,
 };
 
@@ -26,14 +27,19 @@ pub(crate) fn sync_dir(path: &Path) -> Result<(), StoreError> {
         .map_err(at("flush the directory", path))
 }
 
-/// Replaces `path` with `bytes`; after a crash it holds the old or the new content.
+/// Replaces `path` with `bytes`; after a crash it holds the old or the new content. The file is
+/// readable by its owner only.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let dir = path
         .parent()
-        .expect("records live in directories of the store");
+        .expect("durable files are named with their directory");
     let tmp = dir.join(format!("{TMP}{}", Uuid::now_v7().simple()));
     let result = (|| {
-        let mut file = File::create_new(&tmp)?;
+        let mut file = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&tmp)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&tmp, path)
@@ -88,7 +94,7 @@ pub(crate) fn remove(path: &Path) -> Result<bool, StoreError> {
     match fs::remove_file(path) {
         Ok(()) => sync_dir(
             path.parent()
-                .expect("records live in directories of the store"),
+                .expect("durable files are named with their directory"),
         )
         .map(|()| true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

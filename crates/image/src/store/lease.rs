@@ -99,7 +99,13 @@ impl Store {
     pub(crate) fn pinned(&self) -> Result<HashSet<Digest>, StoreError> {
         let mut pins = HashSet::new();
         for dir in self.lease_dirs()? {
-            for entry in fs::read_dir(&dir).map_err(at("list", &dir))? {
+            let entries = match fs::read_dir(&dir) {
+                Ok(entries) => entries,
+                // Its operation has just ended and recorded what it wanted to keep.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(source) => return Err(at("list", &dir)(source)),
+            };
+            for entry in entries {
                 let name = entry.map_err(at("list", &dir))?.file_name();
                 let hex = name.to_str().and_then(|name| name.strip_prefix(PIN));
                 pins.extend(hex.and_then(|hex| Digest::from_hex(hex).ok()));

@@ -31,7 +31,7 @@ use std::{
 };
 
 pub(crate) use blob::{BlobWriter, SealedBlob};
-pub(crate) use durable::{read_json, write_json};
+pub(crate) use durable::{read_json, write as write_private, write_json};
 pub use gc::{GcReport, InUse};
 pub use images::{Image, Untagged};
 pub(crate) use images::{ImageLayer, ImageRecord};
