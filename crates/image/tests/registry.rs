@@ -49,7 +49,7 @@ impl Server {
             config += &format!("auth: {{htpasswd: {{realm: test, path: {path}/users}}}}\n");
         }
         // The port is free when asked and taken a moment later; a collision shows as an early end.
-        for _ in 0..5 {
+        for _ in 0..2 {
             let port = TcpListener::bind("127.0.0.1:0")
                 .unwrap()
                 .local_addr()
@@ -729,7 +729,7 @@ async fn collection_during_pulls_takes_nothing_of_them() {
         rounds
     });
     let options = PullOptions::default();
-    for _ in 0..5 {
+    for _ in 0..2 {
         // Two at once, of which one waits for the other's layers.
         let silent = Job::silent();
         let pull = || there.store.pull(&registries, &name, &options, &silent);

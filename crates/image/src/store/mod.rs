@@ -64,7 +64,8 @@ struct Inner {
 }
 
 impl Store {
-    /// Opens the store at `root`, creating it if need be, and removes what dead operations left. Blocks.
+    /// Opens the store at `root`, creating it if need be, removes what dead operations left, and after a
+    /// power failure unpacks again the layers it may have hurt. Blocks.
     ///
     /// # Errors
     /// [`StoreError::Version`] when a newer Berth wrote it; [`StoreError::Io`] otherwise.

@@ -13,7 +13,9 @@ use crate::{
     digest::Digest,
     error::StoreError,
     job::{Cancelled, Event, Job, LayerState, Phase},
-    layer::{Expected, LayerError, ingest_blob, ingest_tar, open_compressed, read_source},
+    layer::{
+        Compression, Expected, LayerError, ingest_blob, ingest_tar, open_compressed, read_source,
+    },
     manifest::{
         Descriptor, Document, History, ImageConfig, Index, Manifest, ManifestError, RunConfig,
     },
@@ -392,6 +394,11 @@ impl Importer<'_> {
                 &mut read_source(file),
                 self.job,
             )?;
+            if matches!(layer.compression, Compression::Xz | Compression::Bzip2) {
+                let reason =
+                    format!("the layer {name:?} has a compression that no manifest can name");
+                return Err(ImportError::Format(reason));
+            }
             self.lease.pin(&[layer.blob, layer.diff_id], |_| Ok(()))?;
             parts.push(Part::new(&layer));
         }
