@@ -27,9 +27,12 @@ pub fn seconds(seconds: u64) -> String {
     }
 }
 
-/// How long ago a moment in RFC 3339 was; the text itself when it is none.
+/// How long ago a moment in RFC 3339 was; the text itself when it is none. Nothing for the very
+/// beginning of the epoch, with which images that are made reproducibly are dated.
 pub fn age(at: &str, now: Timestamp) -> String {
+    const DAY_MS: u64 = 86_400_000;
     match Timestamp::parse(at) {
+        Some(moment) if moment.as_millis() < DAY_MS => String::new(),
         Some(moment) => seconds(now.millis_since(moment) / 1000),
         None => clean(at),
     }
@@ -75,6 +78,7 @@ mod tests {
             ("2026-11-20T05:00:00Z", "5h"),
             ("2026-11-10T10:00:00Z", "10d"),
             ("2027-01-01T00:00:00Z", "0s"),
+            ("1970-01-01T00:00:00Z", ""),
             ("soon\x1b[2J", "soon\u{fffd}[2J"),
         ] {
             assert_eq!(age(at, now), shown);

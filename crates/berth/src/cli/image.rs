@@ -305,9 +305,13 @@ async fn missing<T>(cx: &Context, image: &str, result: api::client::Result<T>) -
     }
 }
 
-/// Watches an operation and prints the name of what it made.
+/// Watches an operation and prints the name of what it made: as it was asked for, else as the
+/// daemon calls it.
 async fn done(cx: &Context, operation: Operation, asked: &str) -> Outcome {
     let ended = progress::follow(cx, &operation.id, OnInterrupt::Leave).await?;
+    if !asked.is_empty() {
+        return cx.print(asked);
+    }
     match ended.result {
         Some(serde_json::Value::String(made)) => cx.print(&human::clean(&made)),
         Some(serde_json::Value::Array(list)) => {
@@ -316,7 +320,7 @@ async fn done(cx: &Context, operation: Operation, asked: &str) -> Outcome {
             }
             Ok(())
         }
-        _ => cx.print(asked),
+        _ => Ok(()),
     }
 }
 

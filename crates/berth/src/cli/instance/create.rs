@@ -103,12 +103,18 @@ impl RunArgs {
         fetch(cx, pull, &spec.image).await?;
         if self.detach {
             let made = create(cx, name, "running", spec).await?;
-            cx.print(&made.instance.name)?;
+            let name = &made.instance.name;
+            started(&made).map_err(|failure| {
+                failure.advise(format!(
+                    "berth start {name} tries again; berth rm {name} removes it"
+                ))
+            })?;
+            cx.print(name)?;
             return Ok(0);
         }
         let made = create(cx, name, "prepared", spec).await?;
         let name = made.instance.name.as_str();
-        let session = match attach(&cx.client, name, self.interactive).await {
+        let session = match attach(&cx.client, &made, self.interactive).await {
             Ok(session) => session,
             Err(failure) => {
                 // Nobody will ever start it: leave nothing behind.
@@ -126,13 +132,27 @@ impl RunArgs {
     }
 }
 
-async fn attach(client: &Client, name: &str, stdin: bool) -> Outcome<Session> {
+async fn attach(client: &Client, made: &InstanceDetail, stdin: bool) -> Outcome<Session> {
+    started(made)?;
     let attach = Attach {
         stdin,
         start: true,
         size: term::size(),
     };
-    Ok(client.attach_instance(name, &attach).await?)
+    Ok(client.attach_instance(&made.instance.name, &attach).await?)
+}
+
+/// Fails when what was made could not be set up or started; a program that has ended already could.
+fn started(made: &InstanceDetail) -> Outcome {
+    let instance = &made.instance;
+    match &instance.message {
+        Some(why) if instance.status == "stopped" && instance.exit.is_none() => {
+            let name = &instance.name;
+            let what = format!("{name} could not be started: {}", human::clean(why));
+            Err(Failure::error(what))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What a session's end means for the command: the code of the program, as the daemon tells it
@@ -276,7 +296,9 @@ async fn create(
             operation.resource == resource && operation.kind == "instance_create"
         });
         if let Some(operation) = mine {
-            progress::follow(cx, &operation.id, OnInterrupt::Cancel).await?;
+            progress::follow(cx, &operation.id, OnInterrupt::Cancel)
+                .await
+                .map_err(|failure| without_registry(failure, &create.spec.image))?;
         }
         // By id: another may have the name by now.
         made = cx.client.show_instance(&made.instance.id).await?;
@@ -293,8 +315,16 @@ async fn create(
             ),
         );
     }
-    if let Some(message) = &made.instance.message {
-        cx.note(&human::clean(message));
-    }
     Ok(made)
+}
+
+/// Two images need no registry; whoever cannot reach one is told.
+fn without_registry(failure: Failure, image: &str) -> Failure {
+    let bare = image.split([':', '@']).next().unwrap_or_default();
+    match bare {
+        "debian" | "busybox" if failure.hint().is_none() => failure.advise(format!(
+            "if no registry can be reached, make the image here: berth image build --recipe {bare}"
+        )),
+        _ => failure,
+    }
 }
