@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod daemon;
 
 use std::process::ExitCode;
 
@@ -22,18 +23,7 @@ fn main() -> ExitCode {
     }
     match cli::main(std::env::args_os()) {
         Role::Done(code) => code,
-        Role::Daemon(args) => absent("daemon", &args.place),
-        Role::Recover(args) => absent("recovery", &args.place),
+        Role::Daemon(args) => daemon::main(*args),
+        Role::Recover(args) => daemon::recover(&args),
     }
-}
-
-/// Says that a role is not linked into this build.
-fn absent(role: &str, place: &cli::daemon::PlaceArgs) -> ExitCode {
-    use std::io::Write;
-    let root = place.root.display();
-    let _ = writeln!(
-        std::io::stderr().lock(),
-        "error: this build has no {role}, so nothing is done in {root}"
-    );
-    ExitCode::FAILURE
 }

@@ -236,7 +236,7 @@ pub(crate) fn keys(record: &InstanceRecord) -> Vec<String> {
     if let Some(map) = record.idmap {
         keys.push(tables::IDMAPS.key(&((map.base - FIRST_ID) / IDS).to_string()));
     }
-    for lease in &record.lease {
+    if let Some(lease) = &record.lease {
         let key = |address| tables::ADDRESSES.key(&format!("{}/{address}", lease.network));
         keys.extend(lease.addresses.iter().map(key));
     }

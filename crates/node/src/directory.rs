@@ -116,6 +116,14 @@ pub fn write_record(paths: &Paths, record: &InstanceRecord) -> Result<(), NodeEr
     write().map_err(NodeError::file("write", &path))
 }
 
+/// The generation of the record in an instance's directory, if it can be read. Blocks.
+#[must_use]
+pub fn generation(paths: &Paths, id: model::InstanceId) -> Option<u64> {
+    read_record(&paths.instance(id))
+        .ok()
+        .map(|record| record.generation)
+}
+
 fn write_own_files(
     directory: &Path,
     record: &InstanceRecord,

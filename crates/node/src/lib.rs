@@ -82,6 +82,8 @@ struct Inner {
     kicks: Kicks,
     locks: std::sync::Mutex<HashMap<InstanceId, Arc<Mutex<()>>>>,
     health: std::sync::Mutex<HashMap<InstanceId, tokio::task::AbortHandle>>,
+    /// Generations whose records are known to be in their directories.
+    written: std::sync::Mutex<HashMap<InstanceId, u64>>,
     notices: broadcast::Sender<Notice>,
 }
 
@@ -99,6 +101,7 @@ impl Node {
                 kicks: Kicks::default(),
                 locks: std::sync::Mutex::default(),
                 health: std::sync::Mutex::default(),
+                written: std::sync::Mutex::default(),
                 notices: broadcast::channel(4096).0,
             }),
         };
@@ -153,6 +156,7 @@ impl Node {
     /// Forgets what is kept in memory of an instance that is gone.
     pub fn forget(&self, id: InstanceId) {
         lock(&self.inner.locks).remove(&id);
+        lock(&self.inner.written).remove(&id);
     }
 
     /// Waits for one's turn with an instance: passes and operations never touch one at once.

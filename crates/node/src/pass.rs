@@ -16,7 +16,7 @@ use model::{
 use planner::power::{Settlement, Step};
 use store::{Durability, Txn};
 
-use crate::{Node, NodeError, Notice, clock, directory, kicks::Next, tables};
+use crate::{Node, NodeError, Notice, clock, directory, kicks::Next, lock, tables};
 
 /// Pause before a failed pass is tried again.
 const RETRY: Duration = Duration::from_secs(2);
@@ -173,6 +173,8 @@ impl Node {
         match self.engine().ensure(&guest, Target::Running).await {
             Ok(seen) => {
                 status.phase = happened(status.phase, Event::Started);
+                // The guest came with these limits; only its directory's record is still to follow.
+                status.generation = record.generation;
                 status.pid = seen.pid;
                 status.started_at = seen.started_at.or_else(|| Some(clock::now()));
                 status.health = record.spec.health.as_ref().map(|_| Health::Starting);
@@ -337,12 +339,6 @@ impl Node {
             if live {
                 self.change_limits(record, status).await?;
             }
-            let (paths, copy) = (self.parts().paths.clone(), record.clone());
-            let written =
-                tokio::task::spawn_blocking(move || directory::write_record(&paths, &copy));
-            written
-                .await
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
             status.generation = record.generation;
             changed = true;
         }
@@ -354,6 +350,28 @@ impl Node {
         if seen == Phase::Running {
             self.start_health(record);
         }
+        self.keep_directory(record).await
+    }
+
+    /// Writes the record into its directory when it changed; after the status, which others wait
+    /// for.
+    async fn keep_directory(&self, record: &InstanceRecord) -> Result<(), NodeError> {
+        let known = lock(&self.inner.written).get(&record.id).copied();
+        // What goes away with its program is never recovered.
+        if known == Some(record.generation) || record.spec.remove_on_exit {
+            return Ok(());
+        }
+        let (paths, copy) = (self.parts().paths.clone(), record.clone());
+        let written = tokio::task::spawn_blocking(move || {
+            if known.is_none() && directory::generation(&paths, copy.id) == Some(copy.generation) {
+                return Ok(());
+            }
+            directory::write_record(&paths, &copy)
+        });
+        written
+            .await
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        lock(&self.inner.written).insert(record.id, record.generation);
         Ok(())
     }
 

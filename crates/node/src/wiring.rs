@@ -252,7 +252,7 @@ impl Wiring {
         self.apply().await
     }
 
-    /// Takes an instance's link, rules and name away. Idempotent.
+    /// Takes an instance's rules and name away, and its link soon after. Idempotent.
     pub(crate) async fn detach(&self, id: InstanceId) -> Result<(), WiringError> {
         let had = {
             let mut state = crate::lock(&self.inner.state);
@@ -262,18 +262,14 @@ impl Wiring {
         if !had {
             return Ok(());
         }
-        self.blocking(move |inner| {
-            inner
-                .driver
-                .detach(&id.to_string())
-                .map(drop)
-                .map_err(|source| WiringError::Link {
-                    id,
-                    action: "detached",
-                    source: source.into(),
-                })
-        })
-        .await?;
+        // Not waited for: the kernel takes its time, and removes the link with its namespace anyway.
+        let inner = Arc::clone(&self.inner);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = inner.driver.detach(&id.to_string()) {
+                let error = crate::error::chain(&error);
+                tracing::warn!(%id, error, "a network link is left to the next sweep");
+            }
+        });
         self.apply().await
     }
 

@@ -82,9 +82,12 @@ impl Overlay {
         let shift = if self.idmap { userns } else { None };
         let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
             .map_err(|errno| fs::explain("overlay", None, errno))?;
+        // The kernel clones each mount when the overlay is made: until then none may be let go.
+        let mut trees = Vec::with_capacity(self.lower.len() + 1);
         for layer in &self.lower {
             let tree = layer_tree(layer, shift, true)?;
             set_layer(&context, "lowerdir+", &tree)?;
+            trees.push(tree);
         }
         if let (Some(upper), Some(work)) = (&self.upper, &self.work) {
             // Both must be reached through one mount, or the kernel refuses.
@@ -92,6 +95,7 @@ impl Overlay {
             let tree = layer_tree(&parent, shift, false)?;
             set_layer(&context, "upperdir", &below(&tree, &parent, upper)?)?;
             set_layer(&context, "workdir", &below(&tree, &parent, work)?)?;
+            trees.push(tree);
         }
         for option in &self.options {
             let (key, value) = option.split_once('=').unwrap_or((option, ""));
