@@ -127,11 +127,11 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, BundleError> {
 /// Parses JSON; on failure says which field. The common case pays nothing for that: only a text that
 /// failed is parsed again with the path tracked.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, (String, serde_json::Error)> {
-    serde_json::from_slice(bytes).or_else(|first| {
+    serde_json::from_slice(bytes).map_err(|first| {
         let mut json = serde_json::Deserializer::from_slice(bytes);
         match serde_path_to_error::deserialize::<_, T>(&mut json) {
-            Ok(_) => Err((".".to_owned(), first)),
-            Err(error) => Err((error.path().to_string(), error.into_inner())),
+            Ok(_) => (".".to_owned(), first),
+            Err(error) => (error.path().to_string(), error.into_inner()),
         }
     })
 }

@@ -1,6 +1,7 @@
-//! From `linux.resources` and `linux.cgroupsPath` to crate `cgroup`'s terms. Pure.
+//! From `linux.resources` and `linux.cgroupsPath` to crate `cgroup`'s terms, and the way in.
 
-use cgroup::{Access, CgroupPath, DeviceKind, Limit};
+use cgroup::{Access, Cgroup, CgroupPath, DeviceKind, Limit};
+use rustix::fs::{Mode, OFlags};
 
 use crate::error::{Failure, Step};
 use crate::spec::{self, Resources};
@@ -16,6 +17,34 @@ pub(crate) fn path(configured: &str, id: &str) -> Step<CgroupPath> {
     };
     CgroupPath::parse(&text)
         .map_err(|error| Failure::new("cannot use linux.cgroupsPath", error.to_string()))
+}
+
+/// Puts the calling, single-threaded process into the group's v1 hierarchies (`CLONE_INTO_CGROUP`
+/// took care of v2).
+///
+/// Through `tasks` and as "0": the kernel moves a single thread that asks for itself without its global
+/// lock over forks, whose writer waits for an RCU grace period. Measured on an idle host: 0.2 ms for nine
+/// hierarchies, where the first write to `cgroup.procs`, by whomever, takes 6 to 13 ms.
+pub(crate) fn enter_v1(group: &Cgroup) -> Step<()> {
+    let v2 = group.v2_dir();
+    for (_, dir) in group.directories().filter(|(_, dir)| Some(*dir) != v2) {
+        let entered = rustix::fs::open(
+            dir.join("tasks"),
+            OFlags::WRONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .and_then(|file| rustix::io::write(file, b"0"));
+        if entered.is_err() {
+            // The slow way knows what to do about an empty cpuset, and explains refusals.
+            return group.add_v1(0).map_err(|error| {
+                Failure::new(
+                    "cannot enter the control group",
+                    crate::error::chain(&error),
+                )
+            });
+        }
+    }
+    Ok(())
 }
 
 /// `slice:prefix:name` as systemd would place it, since callers that believe in systemd write it so.
@@ -255,11 +284,11 @@ fn device(rule: &spec::DeviceRule) -> Step<cgroup::DeviceRule> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::cgroups;
 
     #[test]
     fn paths_of_both_managers_become_groups() {
-        let path = |text: &str| super::path(text, "x").unwrap().to_string();
+        let path = |text: &str| cgroups::path(text, "x").unwrap().to_string();
         assert_eq!(path(""), "/berth-oci/x");
         assert_eq!(path("/libpod_parent/libpod-1"), "/libpod_parent/libpod-1");
         assert_eq!(
@@ -267,6 +296,6 @@ mod tests {
             "/user.slice/user-1000.slice/libpod-abc.scope"
         );
         assert_eq!(path(":p:n"), "/system.slice/p-n.scope");
-        assert!(super::path("/../x", "x").is_err());
+        assert!(cgroups::path("/../x", "x").is_err());
     }
 }

@@ -263,6 +263,12 @@ impl Making {
     ) -> Step<Init<'a>> {
         let spec = &request.spec;
         check_preserved(request.preserve_fds)?;
+        if !spec.linux.has(NamespaceKind::Mount) && !spec.mounts.is_empty() {
+            self.warnings.push(
+                "there is no namespace of type \"mount\": no mounts are made, since they would appear on the host"
+                    .into(),
+            );
+        }
         let mounts = mounts::plan(spec, &request.bundle, &request.rootfs)?;
         let program = spec
             .process
@@ -295,7 +301,6 @@ impl Making {
                 program
             }),
             die_with_parent: request.die_with_parent,
-            enter_cgroup: !spec.linux.has(NamespaceKind::User),
             cgroup: self.cgroup.clone(),
             streams,
             no_pivot: request.no_pivot,
@@ -338,7 +343,7 @@ impl Making {
         Ok(ours)
     }
 
-    /// Gives the child what it cannot take itself: ids, and its place in the control groups.
+    /// Gives the child what it cannot take itself: its ids, and what only they make possible.
     fn serve_userns(
         &self,
         spec: &Spec,
@@ -347,21 +352,10 @@ impl Making {
         late: bool,
         channel: &Channel,
     ) -> Step<()> {
-        if !spec.linux.has(NamespaceKind::User) {
-            return Ok(());
-        }
-        let pid = self.record.pid;
-        if let Some(group) = &self.cgroup {
-            group.add_v1(pid).map_err(|error| {
-                Failure::new(
-                    "cannot enter the control group",
-                    crate::error::chain(&error),
-                )
-            })?;
-        }
         if !spec.linux.is_new(NamespaceKind::User) {
             return Ok(());
         }
+        let pid = self.record.pid;
         idmap::write_maps(pid, &spec.linux.uid_mappings, &spec.linux.gid_mappings)?;
         let mut opened = Vec::new();
         if late {
@@ -380,8 +374,10 @@ impl Making {
                 Heard::Word(Word::Ready, _) => return Ok(console),
                 Heard::Word(Word::Console, fds) => console = fds.into_iter().next(),
                 Heard::Word(Word::Mounted, _) => {
+                    // What every runtime tells these old hooks, and they have come to expect.
+                    let old = self.record.state(Status::Created);
+                    hooks::run("prestart", &spec.hooks.prestart, &old)?;
                     let state = self.record.state(Status::Creating);
-                    hooks::run("prestart", &spec.hooks.prestart, &state)?;
                     hooks::run("createRuntime", &spec.hooks.create_runtime, &state)?;
                     channel.say(Word::Hooked)?;
                 }

@@ -336,9 +336,7 @@ impl<'a> Entry<'a> {
             limits::set_affinity(&affinity.initial)?;
         }
         if let Some(group) = group {
-            group
-                .add_v1(0)
-                .map_err(|error| Failure::new("cannot enter the control group", chain(&error)))?;
+            crate::cgroups::enter_v1(group)?;
         }
         if let Some(affinity) = affinity {
             limits::set_affinity(&affinity.last)?;

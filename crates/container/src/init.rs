@@ -16,7 +16,7 @@ use crate::mounts::{self, CgroupView};
 use crate::namespaces;
 use crate::process::{Labels, Program};
 use crate::spec::{NamespaceKind, Spec, State, Status};
-use crate::{hooks, sys, terminal};
+use crate::{cgroups, hooks, sys, terminal};
 
 /// What the child needs; everything was made or opened by the parent.
 pub(crate) struct Init<'a> {
@@ -24,8 +24,7 @@ pub(crate) struct Init<'a> {
     pub namespaces: namespaces::Plan,
     pub mounts: mounts::Plan<'a>,
     pub program: Option<Program<'a>>,
-    /// The group to enter by oneself; `None` if the parent does it or there is none.
-    pub enter_cgroup: bool,
+    /// The group to enter.
     pub cgroup: Option<cgroup::Cgroup>,
     pub streams: Option<[OwnedFd; 3]>,
     pub no_pivot: bool,
@@ -128,15 +127,8 @@ impl Init<'_> {
 
     fn enter_namespaces(&mut self, channel: &Channel) -> Step<()> {
         let linux = &self.spec.linux;
-        if self.enter_cgroup
-            && let Some(cgroup) = &self.cgroup
-        {
-            cgroup.add_v1(0).map_err(|error| {
-                Failure::new(
-                    "cannot enter the control group",
-                    crate::error::chain(&error),
-                )
-            })?;
+        if let Some(cgroup) = &self.cgroup {
+            cgroups::enter_v1(cgroup)?;
         }
         rustix::process::setsid().ctx("cannot start a session")?;
         self.namespaces.enter_joins()?;
@@ -174,16 +166,10 @@ impl Init<'_> {
         } = self;
         let linux = &spec.linux;
         let own = linux.is_new(NamespaceKind::Mount);
-        if !own && !linux.has(NamespaceKind::Mount) && !spec.mounts.is_empty() {
-            return Err(Failure::new(
-                "cannot make mounts",
-                "there is no namespace of type \"mount\", so they would appear on the host",
-            ));
-        }
         let private = own || linux.has(NamespaceKind::Mount);
         let mut readonly = Vec::new();
         if private {
-            mounts.attach_root(spec)?;
+            mounts.attach_root()?;
             let view = CgroupView {
                 cgroup: cgroup.as_ref(),
                 namespaced: namespaces.new_cgroup,
@@ -217,6 +203,9 @@ impl Init<'_> {
             }
         }
         switch_root(root.as_fd(), own, self.no_pivot)?;
+        if own {
+            mounts::propagate_root(mounts)?;
+        }
         match (&slave, streams) {
             (Some(slave), _) => terminal::control(slave)?,
             (None, Some([stdin, stdout, stderr])) => {

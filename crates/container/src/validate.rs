@@ -71,6 +71,7 @@ pub fn spec(spec: &Spec) -> Check {
             self::hook(&format!("hooks.{name}[{i}]"), hook)?;
         }
     }
+    linux(&spec.linux)?;
     for (name, value) in [
         ("hostname", &spec.hostname),
         ("domainname", &spec.domainname),
@@ -88,7 +89,7 @@ pub fn spec(spec: &Spec) -> Check {
             return bad(name, "the kernel takes at most 64 bytes, none of them NUL");
         }
     }
-    linux(&spec.linux)
+    Ok(())
 }
 
 fn version(version: &str) -> Check {

@@ -79,7 +79,10 @@ pub(crate) fn plan<'a>(spec: &'a Spec, bundle: &Path, rootfs: &Rootfs) -> Step<P
         userns,
     };
     if !(userns && rootfs.needs_userns()) {
-        plan.root = Some(cut(rootfs.open(bundle, root_config, None)?, propagation.0)?);
+        plan.root = Some(cut(
+            rootfs.open(bundle, root_config, None)?,
+            libc::MS_SLAVE,
+        )?);
     }
     for mount in &spec.mounts {
         let mut planned = Planned {
@@ -123,7 +126,10 @@ pub(crate) fn open_late(
             .as_ref()
             .map(|root| root.path.as_path())
             .unwrap_or(Path::new("rootfs"));
-        late.push(cut(rootfs.open(bundle, root, Some(userns))?, propagation)?);
+        late.push(cut(
+            rootfs.open(bundle, root, Some(userns))?,
+            libc::MS_SLAVE,
+        )?);
     }
     for mount in &spec.mounts {
         let planned = Planned {
@@ -173,36 +179,23 @@ impl Plan<'_> {
     }
 
     /// Attaches the root inside the new mount namespace and returns it. The umask becomes 0.
-    pub(crate) fn attach_root(&self, spec: &Spec) -> Step<BorrowedFd<'_>> {
+    pub(crate) fn attach_root(&self) -> Step<BorrowedFd<'_>> {
         let root = self
             .root
             .as_ref()
             .ok_or_else(|| Failure::new("cannot attach the root", "there is none"))?;
-        let (kind, recursive) = self.propagation;
-        crate::sys::mount_setattr(
-            CWD,
-            c"/",
-            recursive,
-            &MountAttr {
-                propagation: kind,
-                ..MountAttr::default()
-            },
-        )
-        .ctx("cannot set the propagation of the mount namespace")?;
+        let slave = MountAttr {
+            propagation: libc::MS_SLAVE,
+            ..MountAttr::default()
+        };
+        crate::sys::mount_setattr(CWD, c"/", true, &slave)
+            .ctx("cannot set the propagation of the mount namespace")?;
         // The path a hook knows, if it can be reached with the rights of the container's root.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let place = rustix::fs::open(&self.root_path, flags, rustix::fs::Mode::empty())
             .or_else(|_| rustix::fs::open("/", flags, rustix::fs::Mode::empty()))
             .ctx("cannot find a place for the root")?;
-        // pivot_root refuses a shared parent.
-        if kind == libc::MS_SHARED {
-            let _ = fs::set_propagation(place.as_fd(), libc::MS_PRIVATE, false);
-        }
         fs::attach(root, &place).ctx("cannot attach the root")?;
-        if !spec.linux.rootfs_propagation.is_empty() && kind != libc::MS_SLAVE {
-            fs::set_propagation(root.as_fd(), kind, recursive)
-                .ctx("cannot set linux.rootfsPropagation")?;
-        }
         rustix::process::umask(rustix::fs::Mode::empty());
         Ok(root.as_fd())
     }
@@ -238,6 +231,24 @@ pub(crate) fn finish(readonly: &[(OwnedFd, PathBuf)]) -> Step<()> {
             .with(|| format!("cannot make {} read-only", path.display()))?;
     }
     Ok(())
+}
+
+/// Gives the root the propagation that was asked for. After the pivot, which refuses a shared root.
+pub(crate) fn propagate_root(plan: &Plan<'_>) -> Step<()> {
+    let (kind, recursive) = plan.propagation;
+    if kind == libc::MS_SLAVE {
+        return Ok(());
+    }
+    crate::sys::mount_setattr(
+        CWD,
+        c"/",
+        recursive,
+        &MountAttr {
+            propagation: kind,
+            ..MountAttr::default()
+        },
+    )
+    .ctx("cannot set linux.rootfsPropagation")
 }
 
 /// Makes the whole root read-only (not what is mounted below it).

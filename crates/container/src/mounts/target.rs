@@ -61,7 +61,7 @@ pub(crate) fn ensure(root: impl AsFd, path: &Path, kind: Kind) -> Step<OwnedFd> 
 }
 
 /// Opens the directory that holds `path`, made if missing, and the name in it.
-pub(crate) fn ensure_parent<'p>(root: impl AsFd, path: &'p Path) -> Step<(OwnedFd, &'p OsStr)> {
+pub(crate) fn ensure_parent(root: impl AsFd, path: &Path) -> Step<(OwnedFd, &OsStr)> {
     let name = path.file_name().ok_or_else(|| {
         Failure::new(
             format!("cannot make {} in the container's root", path.display()),

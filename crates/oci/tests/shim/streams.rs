@@ -70,6 +70,8 @@ fn a_flood_reaches_the_patient_drops_the_slow_and_rotates_the_log() {
         ..Attach::default()
     });
     let mut slow = world.attached(Attach::default());
+    // There is no terminal: the refusal must not end the stream.
+    patient.send(&Request::Resize { rows: 1, cols: 1 }).unwrap();
     world.start();
     let mut bytes = 0;
     let exited = patient.follow(|_, data| bytes += data.len()).unwrap();
