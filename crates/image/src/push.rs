@@ -22,7 +22,7 @@ const MAX_MOUNT_SOURCES: usize = 8;
 /// How to push.
 #[derive(Clone, Debug)]
 pub struct PushOptions {
-    /// Layers sent at once; 4 by default. Each may hold 16 MiB in memory.
+    /// Layers sent at once; 4 by default. Each may hold 8 MiB in memory.
     pub parallel: usize,
 }
 

@@ -17,7 +17,7 @@ use crate::{digest::Digest, job::Job, manifest::Descriptor, reference::Reference
 
 /// Blobs up to this length are sent in one request, longer ones in pieces of it: what a broken
 /// connection can cost.
-const PIECE: u64 = 16 << 20;
+const PIECE: u64 = 8 << 20;
 
 /// How a blob got to the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
