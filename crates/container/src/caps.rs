@@ -139,6 +139,37 @@ pub(crate) fn become_user(user: &User, sets: &Sets) -> Step<()> {
     raise_ambient(sets.ambient & sets.inheritable & permitted)
 }
 
+/// For a while, files are made with other ids and full rights; ends when dropped.
+#[derive(Debug)]
+pub(crate) struct ActAs {
+    before: (u32, u32),
+    sets: CapabilitySets,
+}
+
+impl ActAs {
+    /// Makes files belong to this user and group from here on.
+    pub(crate) fn files_of((uid, gid): (u32, u32)) -> Step<ActAs> {
+        let sets = rustix::thread::capabilities(None).ctx("cannot read the capabilities")?;
+        // SAFETY: both take a number and change only this thread's ids for file access.
+        let before = unsafe { (libc::setfsuid(uid) as u32, libc::setfsgid(gid) as u32) };
+        let acting = ActAs { before, sets };
+        // Leaving uid 0 drops the rights over files from the effective set; the permitted keeps them.
+        rustix::thread::set_capabilities(None, sets).ctx("cannot keep the rights over files")?;
+        Ok(acting)
+    }
+}
+
+impl Drop for ActAs {
+    fn drop(&mut self) {
+        // SAFETY: as in `files_of`.
+        unsafe {
+            libc::setfsuid(self.before.0);
+            libc::setfsgid(self.before.1);
+        }
+        let _ = rustix::thread::set_capabilities(None, self.sets);
+    }
+}
+
 fn unmapped(kind: &str, id: u32) -> String {
     format!("cannot become process.user.{kind} {id}; in a user namespace the id must be mapped")
 }

@@ -360,7 +360,14 @@ impl Making {
         let mut opened = Vec::new();
         if late {
             let namespace = idmap::namespace_of(pid)?;
-            opened = mounts::open_late(spec, bundle, rootfs, namespace.as_fd())?;
+            let shift = mounts::Shift {
+                userns: namespace.as_fd(),
+                root: (
+                    idmap::outside(&spec.linux.uid_mappings, 0).unwrap_or(0),
+                    idmap::outside(&spec.linux.gid_mappings, 0).unwrap_or(0),
+                ),
+            };
+            opened = mounts::open_late(spec, bundle, rootfs, shift)?;
         }
         let borrowed: Vec<_> = opened.iter().map(|fd| fd.as_fd()).collect();
         channel.say_with(Word::Mapped, &borrowed)

@@ -78,6 +78,16 @@ fn run_helper(pid: i32, helper: &str, mappings: &[IdMapping]) -> Step<()> {
     ))
 }
 
+/// The id outside that is `inside` in the mapping.
+pub(crate) fn outside(mappings: &[IdMapping], inside: u32) -> Option<u32> {
+    mappings.iter().find_map(|map| {
+        let offset = inside
+            .checked_sub(map.container_id)
+            .filter(|offset| *offset < map.size)?;
+        map.host_id.checked_add(offset)
+    })
+}
+
 /// The user namespace of process `pid`.
 pub(crate) fn namespace_of(pid: i32) -> Step<OwnedFd> {
     rustix::fs::open(

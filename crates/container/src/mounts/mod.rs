@@ -31,6 +31,7 @@ use crate::error::{Context, Failure, Step};
 use crate::spec::{Mount, NamespaceKind, Spec};
 use crate::sys::MountAttr;
 use options::{Options, attr};
+pub(crate) use rootfs::Shift;
 use rootfs::Userns;
 pub use rootfs::{MAX_LAYERS, Overlay, Rootfs};
 
@@ -116,7 +117,7 @@ pub(crate) fn open_late(
     spec: &Spec,
     bundle: &Path,
     rootfs: &Rootfs,
-    userns: BorrowedFd<'_>,
+    shift: Shift<'_>,
 ) -> Step<Vec<OwnedFd>> {
     let (propagation, _) = root_propagation(&spec.linux.rootfs_propagation);
     let mut late = Vec::new();
@@ -127,7 +128,7 @@ pub(crate) fn open_late(
             .map(|root| root.path.as_path())
             .unwrap_or(Path::new("rootfs"));
         late.push(cut(
-            rootfs.open(bundle, root, Some(userns))?,
+            rootfs.open(bundle, root, Some(shift))?,
             libc::MS_SLAVE,
         )?);
     }
@@ -138,7 +139,7 @@ pub(crate) fn open_late(
             tree: None,
         };
         if planned.is_late() {
-            late.push(planned.open_source(bundle, propagation, Some(userns))?);
+            late.push(planned.open_source(bundle, propagation, Some(shift))?);
         }
     }
     Ok(late)
@@ -294,7 +295,7 @@ impl Planned<'_> {
         };
         let own;
         let userns = match userns {
-            Some(userns) if self.mount.uid_mappings.is_empty() => userns,
+            Some(shift) if self.mount.uid_mappings.is_empty() => shift.userns,
             _ if self.mount.uid_mappings.is_empty() => {
                 return Err(Failure::new(
                     format!("cannot map the ids of {}", source.display()),

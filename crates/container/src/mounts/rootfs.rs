@@ -47,7 +47,16 @@ pub struct Overlay {
 }
 
 /// How the ids of files are shifted: by the user namespace that holds the mapping.
-pub(crate) type Userns<'a> = Option<BorrowedFd<'a>>;
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shift<'a> {
+    /// The namespace.
+    pub userns: BorrowedFd<'a>,
+    /// User and group outside that are root inside.
+    pub root: (u32, u32),
+}
+
+/// No shift, or one.
+pub(crate) type Userns<'a> = Option<Shift<'a>>;
 
 impl Rootfs {
     /// Makes the detached root. `userns` is the container's user namespace, if it has a new one.
@@ -105,7 +114,14 @@ impl Overlay {
             }
             .map_err(|errno| fs::explain("overlay", Some(&context), errno))?;
         }
-        fs::finish("overlay", &context, &MountAttr::default())
+        // The kernel keeps the ids of whoever makes an overlay and works on the upper directory with
+        // them: they must exist in the mapping, so the container's root makes it.
+        let acting = shift
+            .map(|shift| crate::caps::ActAs::files_of(shift.root))
+            .transpose()?;
+        let made = fs::finish("overlay", &context, &MountAttr::default());
+        drop(acting);
+        made
     }
 }
 
@@ -117,9 +133,9 @@ fn layer_tree(path: &Path, userns: Userns<'_>, readonly: bool) -> Step<OwnedFd> 
     if readonly {
         attributes.set = attr::RDONLY;
     }
-    if let Some(userns) = userns {
+    if let Some(shift) = userns {
         attributes.set |= attr::IDMAP;
-        attributes.userns_fd = userns.as_raw_fd() as u64;
+        attributes.userns_fd = shift.userns.as_raw_fd() as u64;
     }
     fs::set_attributes(tree.as_fd(), &attributes, false).with(|| {
         format!(
