@@ -70,6 +70,8 @@ pub async fn run(cx: &Context, session: Session, options: &Options<'_>) -> Outco
     // Before anything else is printed.
     drop(raw);
     if matches!(ended, Ok(Ended::Detached)) {
+        // The program inside left the cursor where it pleased.
+        cx.say("");
         // Best effort: the daemon notices the closed connection anyway.
         let _ = input.close().await;
     }

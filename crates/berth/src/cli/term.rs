@@ -4,12 +4,14 @@ use std::{io, os::fd::AsFd};
 
 use rustix::termios::{self, OptionalActions, Termios};
 
-/// Size of the terminal on stdin or stdout: rows, columns.
+/// Size of the terminal on stdin or stdout: rows, columns. A terminal that does not know its size
+/// says 0; then the program inside is better off with its own idea.
 pub fn size() -> Option<(u16, u16)> {
     let of = |fd: rustix::fd::BorrowedFd<'_>| {
         termios::tcgetwinsize(fd)
             .ok()
             .map(|size| (size.ws_row, size.ws_col))
+            .filter(|(rows, cols)| *rows > 0 && *cols > 0)
     };
     of(io::stdout().as_fd()).or_else(|| of(io::stdin().as_fd()))
 }

@@ -11,6 +11,17 @@ fn help(fake: &Fake, words: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// The short help of a command, without the flags that every command has.
+fn short(fake: &Fake, words: &[&str]) -> String {
+    let output = berth(fake, &[words, &["-h"]].concat()).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let sections = text
+        .split("\n\n")
+        .filter(|section| !section.starts_with("Everywhere:"));
+    let kept: Vec<_> = sections.map(str::trim_end).collect();
+    kept.join("\n\n") + "\n"
+}
+
 /// The commands named in a help text, with what is said of each.
 fn commands(help: &str) -> Vec<String> {
     let list = help.split("Commands:\n").nth(1).unwrap_or_default();
@@ -30,10 +41,10 @@ fn the_reference_is_what_the_command_says() {
         text.push_str(&format!("```text\n{}```\n\n", help(&fake, &[topic])));
     }
     for command in commands(&help(&fake, &[])) {
-        let own = help(&fake, &[&command]);
+        let own = short(&fake, &[&command]);
         text.push_str(&format!("### berth {command}\n\n```text\n{own}```\n\n"));
         for verb in commands(&own) {
-            let own = help(&fake, &[&command, &verb]);
+            let own = short(&fake, &[&command, &verb]);
             text.push_str(&format!(
                 "### berth {command} {verb}\n\n```text\n{own}```\n\n"
             ));

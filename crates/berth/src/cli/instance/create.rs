@@ -58,14 +58,14 @@ pub struct RunArgs {
     /// When to fetch the image
     #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
     pull: Pull,
-    #[command(flatten)]
-    spec: SpecArgs,
     /// The image, such as debian, nginx:1.27 or registry.example.org/team/web
     #[arg(add = complete::images())]
     image: String,
     /// The command, instead of the image's
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
+    #[command(flatten)]
+    spec: SpecArgs,
 }
 
 /// Flags of `launch`.
@@ -77,11 +77,11 @@ pub struct LaunchArgs {
     /// Seconds to wait until it is ready; 0 to return at once
     #[arg(long, value_name = "SECONDS", default_value_t = READY_S)]
     timeout: u64,
-    #[command(flatten)]
-    spec: SpecArgs,
     /// The image, such as debian
     #[arg(add = complete::images())]
     image: String,
+    #[command(flatten)]
+    spec: SpecArgs,
 }
 
 impl RunArgs {

@@ -27,24 +27,24 @@ pub struct ExecArgs {
     /// Keys that end the session
     #[arg(long, value_name = "KEYS", value_parser = term::detach_keys, default_value = "ctrl-p,ctrl-q")]
     detach_keys: DetachKeys,
-    #[command(flatten)]
-    program: ProgramArgs,
     /// The instance
     #[arg(add = complete::instances())]
     name: String,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
+    #[command(flatten)]
+    program: ProgramArgs,
 }
 
 /// Flags of `shell`.
 #[derive(Debug, Args)]
 pub struct ShellArgs {
-    #[command(flatten)]
-    program: ProgramArgs,
     /// The instance
     #[arg(add = complete::instances())]
     name: String,
+    #[command(flatten)]
+    program: ProgramArgs,
 }
 
 /// Flags of `attach`.

@@ -17,10 +17,6 @@ use crate::cli::{
 /// Flags of `set`.
 #[derive(Debug, Args)]
 pub struct SetArgs {
-    #[command(flatten)]
-    limits: LimitArgs,
-    #[command(flatten)]
-    health: HealthArgs,
     /// Mark it; KEY= takes the mark away
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = parse::key_value)]
     label: Vec<(String, String)>,
@@ -31,6 +27,10 @@ pub struct SetArgs {
     /// goes back to the usual
     #[arg(value_name = "FIELD=VALUE", value_parser = parse::key_value)]
     fields: Vec<(String, String)>,
+    #[command(flatten)]
+    limits: LimitArgs,
+    #[command(flatten)]
+    health: HealthArgs,
 }
 
 impl SetArgs {
