@@ -93,6 +93,10 @@ static void make_groups(void)
 	else
 		while (dir && (entry = readdir(dir)) && ngroups < GROUPS_MAX_N)
 			if (entry->d_name[0] != '.' && entry->d_type == DT_DIR) {
+				/* A directory may be there with nothing mounted on it. */
+				snprintf(path, sizeof path, "/sys/fs/cgroup/%.40s/cgroup.procs", entry->d_name);
+				if (access(path, F_OK) != 0)
+					continue;
 				snprintf(path, sizeof path, "/sys/fs/cgroup/%.60s", entry->d_name);
 				make_group(path);
 			}
@@ -106,10 +110,10 @@ static void enter_groups(void)
 
 	for (int i = 0; i < ngroups; i++) {
 		/* "tasks" (v1) takes a single thread without the lock that waits for RCU. */
-		snprintf(path, sizeof path, "%s/tasks", groups[i]);
+		snprintf(path, sizeof path, "%.127s/tasks", groups[i]);
 		int fd = open(path, O_WRONLY | O_CLOEXEC);
 		if (fd < 0) {
-			snprintf(path, sizeof path, "%s/cgroup.procs", groups[i]);
+			snprintf(path, sizeof path, "%.127s/cgroup.procs", groups[i]);
 			fd = open(path, O_WRONLY | O_CLOEXEC);
 		}
 		must(fd, path);

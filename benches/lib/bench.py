@@ -110,23 +110,34 @@ def network_namespace():
 
 
 def inside(netns, command):
-    """The command, run in a network namespace."""
+    """The command, run in a network namespace, as words."""
     return ["nsenter", f"--net={netns}", *[str(word) for word in command]]
 
 
+@contextlib.contextmanager
 def v1_view(directory):
-    """Where the host has control groups v1 and v2 side by side: a wrapper whose command sees only v1, in
-    a mount namespace of its own, because crun refuses a mix. Elsewhere nothing."""
+    """Where the host has control groups v1 and v2 side by side: a command prefix that enters a mount
+    namespace in which only v1 is seen, because crun refuses a mix. Elsewhere nothing."""
     tree = Path("/sys/fs/cgroup")
     if (tree / "cgroup.controllers").exists() or not (tree / "unified").exists():
-        return []
+        yield []
+        return
     binds = " ".join(entry.name for entry in sorted(tree.iterdir()) if entry.is_dir() and entry.name != "unified")
     script = f"""set -e
         mkdir -p {directory}; mount -t tmpfs cgroups {directory}
         for name in {binds}; do mkdir {directory}/$name; mount --bind /sys/fs/cgroup/$name {directory}/$name; done
         mount --rbind {directory} /sys/fs/cgroup
-        exec "$@" """
-    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+        echo ready
+        exec sleep infinity"""
+    holder = subprocess.Popen(["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+                              stdout=subprocess.PIPE, text=True)
+    try:
+        if holder.stdout.readline() != "ready\n":
+            raise SystemExit("error: no mount namespace with control groups v1 only")
+        yield ["nsenter", f"--mount=/proc/{holder.pid}/ns/mnt"]
+    finally:
+        holder.kill()
+        holder.wait()
 
 
 @contextlib.contextmanager
