@@ -96,8 +96,7 @@ impl Control {
         } = parts;
         let store = node.parts().store.clone();
         let passwords = operations::Passwords::default();
-        let workflow =
-            operations::workflow(&store, &node, Arc::new(registries), passwords.clone())?;
+        let workflow = operations::workflow(&store, &node, registries, passwords.clone())?;
         let claims = claims::Claims::load(&store).await?;
         let control = Self {
             inner: Arc::new(Inner {

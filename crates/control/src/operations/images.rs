@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     fs::File,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -56,8 +56,47 @@ pub(crate) struct BuildInput {
 #[derive(Clone)]
 pub(crate) struct Transfer {
     pub(super) node: Node,
-    pub(super) registries: Arc<image::RegistryConfig>,
+    pub(super) registries: Arc<Registries>,
     pub(super) passwords: Passwords,
+}
+
+/// Clients for registries: one for all who bring no password, made at first use since reading the
+/// host's certificates takes a while.
+pub(crate) struct Registries {
+    config: image::RegistryConfig,
+    shared: OnceLock<image::Registries>,
+}
+
+impl Registries {
+    pub(crate) fn new(config: image::RegistryConfig) -> Self {
+        Self {
+            config,
+            shared: OnceLock::new(),
+        }
+    }
+
+    fn client(&self) -> Result<image::Registries, StepError> {
+        if let Some(client) = self.shared.get() {
+            return Ok(client.clone());
+        }
+        let made = image::Registries::new(self.config.clone());
+        let made = made.map_err(|error| StepError::because(&error))?;
+        Ok(self.shared.get_or_init(|| made).clone())
+    }
+
+    fn client_as(
+        &self,
+        registry: &str,
+        auth: api::RegistryAuth,
+    ) -> Result<image::Registries, StepError> {
+        let mut config = self.config.clone();
+        let credential = image::Credential::Basic {
+            username: auth.username,
+            password: auth.password,
+        };
+        config.credentials = config.credentials.with(registry, credential);
+        image::Registries::new(config).map_err(|error| StepError::because(&error))
+    }
 }
 
 /// Fetches an image from a registry.
@@ -249,15 +288,10 @@ impl Transfer {
         reference: &Reference,
         password: Option<u64>,
     ) -> Result<image::Registries, StepError> {
-        let mut config = (*self.registries).clone();
-        if let Some(auth) = self.passwords.get(password) {
-            let credential = image::Credential::Basic {
-                username: auth.username,
-                password: auth.password,
-            };
-            config.credentials = config.credentials.with(reference.registry(), credential);
+        match self.passwords.get(password) {
+            Some(auth) => self.registries.client_as(reference.registry(), auth),
+            None => self.registries.client(),
         }
-        image::Registries::new(config).map_err(|error| StepError::because(&error))
     }
 }
 

@@ -72,12 +72,12 @@ impl Passwords {
 pub(crate) fn workflow(
     store: &Store,
     node: &Node,
-    registries: Arc<image::RegistryConfig>,
+    registries: image::RegistryConfig,
     passwords: Passwords,
 ) -> Result<workflow::Engine, workflow::BuildError> {
     let transfer = images::Transfer {
         node: node.clone(),
-        registries,
+        registries: Arc::new(images::Registries::new(registries)),
         passwords,
     };
     let create = Definition::new(OperationKind::InstanceCreate.as_str(), 1)
