@@ -3,7 +3,11 @@
 //! The caller supplies guests whose program is `true`, `false`, `sleep 1000` or, for an exec,
 //! `cat` and `false`; how they come to exist (an image, a root) is the caller's.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use model::{
@@ -23,19 +27,23 @@ pub trait Guests: Send {
     fn make(&mut self, args: &[&str]) -> Guest;
 }
 
-/// Guests without any file behind them, for engines that need none.
+/// Guests without any program behind them, for engines that need none; their directories are
+/// made below `directory`.
 #[must_use]
-pub fn plain_guests() -> impl Guests {
-    struct Plain(u128);
+pub fn plain_guests(directory: &Path) -> impl Guests {
+    struct Plain(PathBuf, u128);
     impl Guests for Plain {
         fn make(&mut self, args: &[&str]) -> Guest {
-            self.0 += 1;
-            let id = format!("00000000-0000-7000-8000-{:012x}", self.0);
+            self.1 += 1;
+            let id = format!("00000000-0000-7000-8000-{:012x}", self.1);
+            let directory = self.0.join(&id);
             let id = id.parse().expect("twelve digits complete a UUID");
-            guest(id, PathBuf::from("/nonexistent"), Vec::new(), args)
+            let guest = guest(id, directory, Vec::new(), args);
+            std::fs::create_dir_all(&guest.root.upper).expect("the guest's directory");
+            guest
         }
     }
-    Plain(0)
+    Plain(directory.to_owned(), 0)
 }
 
 /// A guest shut in as usual but for its users, with its own files below `directory`.
@@ -86,6 +94,7 @@ pub async fn run(engine: &dyn Engine, guests: &mut dyn Guests) {
     older_generations_are_refused(engine, guests).await;
     signals_end_and_removal_takes_away(engine, guests).await;
     programs_run_inside(engine, guests).await;
+    the_root_is_the_same_running_or_not(engine, guests).await;
     if engine.capabilities().pause {
         pausing_freezes(engine, guests).await;
     }
@@ -258,6 +267,29 @@ async fn programs_run_inside(engine: &dyn Engine, guests: &mut dyn Guests) {
     echo.input.send(Input::Eof).await.expect("end of input");
     assert_eq!(end(echo).await, SessionEnd::Exited { code: 0 });
     engine.remove(guest.id).await.expect("remove");
+}
+
+async fn the_root_is_the_same_running_or_not(engine: &dyn Engine, guests: &mut dyn Guests) {
+    let mut guest = guests.make(&["sleep", "1000"]);
+    let file = |view: &crate::RootView| {
+        PathBuf::from(format!("/proc/self/fd/{}/ahoy", view.directory.as_raw_fd()))
+    };
+    let stopped = engine.open_root(&guest).await.expect("a root at rest");
+    std::fs::write(file(&stopped), "from outside").expect("a file in a root at rest");
+    drop(stopped);
+    engine.ensure(&guest, Target::Running).await.expect("run");
+    let live = engine.open_root(&guest).await.expect("a root in use");
+    let seen = std::fs::read_to_string(file(&live)).expect("the file inside");
+    assert_eq!(seen, "from outside");
+    engine.remove(guest.id).await.expect("remove");
+    drop(live);
+    guest.root.read_only = true;
+    let reading = engine.open_root(&guest).await.expect("a root to read");
+    let both = engine.open_root(&guest).await.expect("a second reader");
+    for view in [reading, both] {
+        let seen = std::fs::read_to_string(file(&view)).expect("the file at rest");
+        assert_eq!(seen, "from outside");
+    }
 }
 
 async fn pausing_freezes(engine: &dyn Engine, guests: &mut dyn Guests) {

@@ -20,7 +20,7 @@ use tokio::sync::{broadcast, mpsc};
 
 use crate::{
     Capabilities, Changed, Engine, EngineError, Guest, GuestProcess, GuestProcessInfo, GuestState,
-    GuestStats, Input, LogLine, LogRequest, Observed, Output, Session, SessionEnd, Target,
+    GuestStats, Input, LogLine, LogRequest, Observed, Output, RootView, Session, SessionEnd, Target,
 };
 
 #[derive(Debug)]
@@ -32,7 +32,8 @@ struct Entry {
 }
 
 /// The fake. A program `true` ends at once with 0, `false` with 1; any other runs until it gets
-/// a signal, which ends it. An exec of `cat` answers what it is sent.
+/// a signal, which ends it. An exec of `cat` answers what it is sent. A root is the guest's directory
+/// of changes alone.
 #[derive(Debug)]
 pub struct FakeEngine {
     guests: Mutex<BTreeMap<InstanceId, Entry>>,
@@ -277,6 +278,25 @@ impl Engine for FakeEngine {
             command: entry.command.clone(),
         }])
     }
+
+    async fn open_root(&self, guest: &Guest) -> Result<RootView, EngineError> {
+        let opened = std::fs::File::open(&guest.root.upper);
+        let directory = opened.map_err(|source| EngineError::Failed {
+            id: guest.id,
+            action: "opening its root".to_owned(),
+            source: source.into(),
+        })?;
+        let hidden = if self.observe(guest.id).await?.pid.is_some() {
+            Vec::new()
+        } else {
+            guest.mounts.iter().map(|it| it.target.clone()).collect()
+        };
+        Ok(RootView {
+            directory: directory.into(),
+            idmap: None,
+            hidden,
+        })
+    }
 }
 
 /// Answers what it is sent until there is no more; the exit code.
@@ -309,7 +329,8 @@ mod tests {
     #[tokio::test]
     async fn the_fake_conforms() {
         let engine = FakeEngine::default();
-        let mut guests = conformance::plain_guests();
+        let directory = tempfile::tempdir().unwrap();
+        let mut guests = conformance::plain_guests(directory.path());
         conformance::run(&engine, &mut guests).await;
     }
 }

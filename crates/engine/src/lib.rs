@@ -13,6 +13,7 @@ pub mod fake;
 mod guest;
 mod log;
 mod session;
+mod view;
 
 use std::path::Path;
 
@@ -28,6 +29,7 @@ pub use error::EngineError;
 pub use guest::{Guest, GuestDevice, GuestMount, GuestNetwork, GuestProcess, MountKind, Root};
 pub use log::{LogLine, LogRequest, LogStream};
 pub use session::{Input, Output, Session, SessionEnd};
+pub use view::RootView;
 
 /// How far to bring a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -240,4 +242,13 @@ pub trait Engine: Send + Sync + 'static {
     /// # Errors
     /// When the guest does not run.
     async fn processes(&self, id: InstanceId) -> Result<Vec<GuestProcessInfo>, EngineError>;
+
+    /// Opens the root file system: what the guest sees while it runs, else what it would start
+    /// with, mounts aside. With `guest.root.read_only` a guest that does not run is opened for
+    /// reading only; otherwise the caller keeps it from being ensured, and from being opened once
+    /// more, until the view is dropped.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or the guest ended while it was.
+    async fn open_root(&self, guest: &Guest) -> Result<RootView, EngineError>;
 }

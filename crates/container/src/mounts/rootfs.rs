@@ -78,6 +78,17 @@ impl Rootfs {
 }
 
 impl Overlay {
+    /// Makes the overlay for the caller alone, who need not be single-threaded: a detached mount
+    /// that is in no mount table and goes with its last descriptor. Ids are those on disk. Without
+    /// `upper` it can only be read, also while others do; with it, no second mount may have the
+    /// same `upper` at the same time.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn open_detached(&self) -> Result<OwnedFd, Failure> {
+        self.mount(None)
+    }
+
     fn mount(&self, userns: Userns<'_>) -> Step<OwnedFd> {
         if self.lower.is_empty() || self.lower.len() > MAX_LAYERS {
             return Err(Failure::new(

@@ -13,6 +13,7 @@ mod bundle;
 mod connection;
 mod logs;
 mod processes;
+mod root;
 mod session;
 mod stats;
 mod users;
@@ -31,7 +32,7 @@ use ::container::shim::{
 use async_trait::async_trait;
 use engine::{
     Capabilities, Changed, Engine, EngineError, Guest, GuestProcess, GuestProcessInfo, GuestState,
-    GuestStats, LogLine, LogRequest, Observed, Session, Target,
+    GuestStats, LogLine, LogRequest, Observed, RootView, Session, Target,
 };
 use model::{
     InstanceId, Timestamp,
@@ -459,6 +460,23 @@ impl Engine for ContainerEngine {
             .map_err(|error| failed(id, "reading its configuration", error))?;
         let listed = tokio::task::spawn_blocking(move || processes::list(&config.cgroup, pid));
         joined(listed.await).map_err(|error| failed(id, "listing its processes", error))
+    }
+
+    async fn open_root(&self, guest: &Guest) -> Result<RootView, EngineError> {
+        let id = guest.id;
+        let seen = self.look(id).await?;
+        let guest = guest.clone();
+        let Some(pid) = seen.pid else {
+            return joined(tokio::task::spawn_blocking(move || root::at_rest(&guest)).await);
+        };
+        let opened = tokio::task::spawn_blocking(move || root::live(&guest, pid)).await;
+        let view = joined(opened)?;
+        // The number may have become another process's between the look and the opening.
+        if self.look(id).await?.pid == Some(pid) {
+            Ok(view)
+        } else {
+            Err(EngineError::NotRunning { id })
+        }
     }
 }
 
