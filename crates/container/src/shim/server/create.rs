@@ -120,7 +120,8 @@ fn rootfs(rootfs: &Rootfs) -> crate::Rootfs {
             upper: Some(upper.clone()),
             work: Some(work.clone()),
             idmap: *idmap,
-            options: Vec::new(),
+            // An upper directory can become an image layer: no redirects or half copies in it.
+            options: vec!["redirect_dir=off".to_owned(), "metacopy=off".to_owned()],
         }),
     }
 }

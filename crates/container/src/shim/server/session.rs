@@ -14,7 +14,9 @@ use crate::shim::log::Stream;
 /// Input held for a process that does not read; beyond it, clients are not read either.
 pub(super) const MAX_INPUT: usize = 64 << 10;
 /// How much output is taken at once.
-const CHUNK: usize = 32 << 10;
+const CHUNK: usize = 64 << 10;
+/// A read of less than this is not followed by another one at once.
+const SHORT: usize = 1 << 10;
 
 /// One process and its streams.
 #[derive(Debug, Default)]
@@ -199,24 +201,34 @@ impl Session {
             .is_none_or(|input| input.pending.len() < MAX_INPUT)
     }
 
-    /// Reads once from output `n` (0 output, 1 error output).
+    /// Reads what is there of output `n` (0 output, 1 error output), up to [`CHUNK`] bytes. Small
+    /// writes of a busy program are gathered, since each piece costs a write to the log.
     pub(super) fn take(&mut self, n: usize) -> Taken {
         let Some(output) = &self.outputs[n] else {
             return Taken::End;
         };
-        let mut buffer = vec![0u8; CHUNK];
-        match rustix::io::read(&output.fd, &mut buffer[..]) {
-            Ok(0) => {}
-            Ok(len) => {
-                buffer.truncate(len);
-                return Taken::Data(buffer);
+        let mut data = Vec::with_capacity(CHUNK);
+        let ended = loop {
+            let before = data.len();
+            match rustix::io::read(&output.fd, rustix::buffer::spare_capacity(&mut data)) {
+                Ok(0) => break true,
+                // A short piece is all there was; a terminal gives one line at a time.
+                Ok(_) if data.len() - before < SHORT || data.len() == CHUNK => break false,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break false,
+                // EIO is a terminal whose last user is gone.
+                Err(_) => break true,
             }
-            Err(Errno::AGAIN | Errno::INTR) => return Taken::Nothing,
-            // EIO is a terminal whose last user is gone.
-            Err(_) => {}
+        };
+        match (data.is_empty(), ended) {
+            // The end is met again by the next read.
+            (false, _) => Taken::Data(data),
+            (true, false) => Taken::Nothing,
+            (true, true) => {
+                self.outputs[n] = None;
+                Taken::End
+            }
         }
-        self.outputs[n] = None;
-        Taken::End
     }
 
     /// Closes the terminal: who still uses it gets SIGHUP.
