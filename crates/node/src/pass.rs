@@ -14,7 +14,7 @@ use model::{
     record::{InstanceRecord, RecordState},
 };
 use planner::power::{Settlement, Step};
-use store::{Durability, Txn};
+use store::{Durability, Txn, crash};
 
 use crate::{Node, NodeError, Notice, clock, directory, kicks::Next, lock, tables};
 
@@ -65,7 +65,10 @@ impl Node {
         let observed = self.engine().observe(id).await.map_err(NodeError::Engine)?;
         let step = planner::power::next(&record, &status, &observed, clock::now());
         tracing::debug!(%id, ?step, state = ?observed.state, "step");
+        let name = step_name(&step);
+        crash::point(&["node", name, "before"]);
         let rest = self.take(step, &record, &mut status, &observed).await?;
+        crash::point(&["node", name, "after"]);
         Ok(rest)
     }
 
@@ -131,12 +134,14 @@ impl Node {
             .ensure(&guest, Target::Prepared)
             .await
             .map_err(NodeError::Engine)?;
+        crash::point(&["node", "prepare", "ensured"]);
         if let Some(pid) = seen.pid
             && let Err(error) = self.parts().wiring.attach(record, pid).await
         {
             engine.remove(record.id).await.map_err(NodeError::Engine)?;
             return Err(error.into());
         }
+        crash::point(&["node", "prepare", "attached"]);
         Ok(seen)
     }
 
@@ -172,6 +177,7 @@ impl Node {
         let guest = self.resolve(record).await?;
         match self.engine().ensure(&guest, Target::Running).await {
             Ok(seen) => {
+                crash::point(&["node", "start", "ensured"]);
                 status.phase = happened(status.phase, Event::Started);
                 // The guest came with these limits; only its directory's record is still to follow.
                 status.generation = record.generation;
@@ -310,10 +316,12 @@ impl Node {
         };
         // The exit is written down before the engine's own record of it is taken away.
         self.write(record, status, durability).await?;
+        crash::point(&["node", "settle", "written"]);
         self.engine()
             .remove(record.id)
             .await
             .map_err(NodeError::Engine)?;
+        crash::point(&["node", "settle", "removed"]);
         self.parts().wiring.detach(record.id).await?;
         self.notify(exit_notice(record, &settlement));
         Ok(())
@@ -417,6 +425,20 @@ impl Node {
             Err(store::CommitError::Conflict { .. }) => Ok(()),
             written => written.map(drop).map_err(NodeError::Commit),
         }
+    }
+}
+
+/// The step's name among the crash points.
+const fn step_name(step: &Step) -> &'static str {
+    match step {
+        Step::Rest { .. } => "rest",
+        Step::Prepare => "prepare",
+        Step::Start => "start",
+        Step::Pause => "pause",
+        Step::Resume => "resume",
+        Step::AskToEnd { .. } => "ask",
+        Step::End => "end",
+        Step::Settle(_) => "settle",
     }
 }
 

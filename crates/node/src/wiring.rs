@@ -154,10 +154,12 @@ impl Wiring {
                 })
         })
         .await?;
+        let zone = Zone::new(DOMAIN).expect("the domain is a constant that a test serves");
         self.change(|state| {
-            state
-                .networks
-                .insert(record.name.to_string(), record.clone());
+            let name = record.name.to_string();
+            state.zones.entry(name.clone()).or_insert(zone);
+            state.networks.insert(name, record.clone());
+            self.inner.names.serve(served(state));
         });
         self.apply().await
     }
@@ -318,7 +320,13 @@ impl Wiring {
             (rules(&state), state.version)
         };
         self.blocking(move |_| {
-            firewall.0.apply(&rules).map_err(WiringError::Rules)?;
+            // Without networks there is nothing to guard, and nothing is left behind.
+            let changed = if rules.networks.is_empty() {
+                firewall.0.remove()
+            } else {
+                firewall.0.apply(&rules).map(drop)
+            };
+            changed.map_err(WiringError::Rules)?;
             firewall.1 = version;
             Ok(())
         })
