@@ -139,6 +139,12 @@ pub(crate) fn become_user(user: &User, sets: &Sets) -> Step<()> {
     raise_ambient(sets.ambient & sets.inheritable & permitted)
 }
 
+/// Whether the caller may make mounts in its own namespaces.
+pub(crate) fn is_admin() -> Step<bool> {
+    let sets = rustix::thread::capabilities(None).ctx("cannot read the capabilities")?;
+    Ok(sets.effective.contains(CapabilitySet::SYS_ADMIN))
+}
+
 /// For a while, files are made with other ids and full rights; ends when dropped.
 #[derive(Debug)]
 pub(crate) struct ActAs {

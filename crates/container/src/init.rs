@@ -138,6 +138,7 @@ impl Init<'_> {
         }
         if linux.has(NamespaceKind::User) {
             become_root()?;
+            self.mounts.open_unprivileged()?;
         }
         if self.die_with_parent {
             sys::die_with_parent().ctx("cannot bind the container's life to its parent's")?;

@@ -378,7 +378,11 @@ fn what_cannot_work_is_refused_by_name_and_leaves_nothing() {
         good.assert_clean();
     }
     for (bytes, wanted) in [
-        (vec![b'['; 100_000], "recursion"),
+        (vec![b'['; 100_000], "invalid type: sequence"),
+        (
+            [&b"{\"linux\":{\"intelRdt\":{\"a\":"[..], &[b'['; 100_000]].concat(),
+            "recursion limit",
+        ),
         (b"{}".to_vec(), "ociVersion"),
         (b"{\"ociVersion\":\"1.0.0\"".to_vec(), "EOF"),
         (vec![b' '; 5 << 20], "larger than"),

@@ -8,8 +8,8 @@
 //!                                            rootfs::pivot(): the old root is gone
 //! ```
 //!
-//! Bind sources are opened by the parent: it sees the host's paths with the caller's rights, which
-//! a user namespace does not have, and from then on only descriptors count. Never mounts anything in
+//! With a user namespace bind sources are opened by the parent: it sees the host's paths with the
+//! caller's rights, which the child then has not. From then on only descriptors count. Never mounts anything in
 //! the host's namespace.
 
 mod cgroupfs;
@@ -51,6 +51,8 @@ pub(crate) struct Planned<'a> {
 pub(crate) struct Plan<'a> {
     /// The detached root; `None` while it waits for the user namespace.
     pub root: Option<OwnedFd>,
+    /// Where relative sources start.
+    pub bundle: PathBuf,
     /// Where the root is attached before it becomes "/": a path hooks may know.
     pub root_path: PathBuf,
     pub mounts: Vec<Planned<'a>>,
@@ -60,6 +62,9 @@ pub(crate) struct Plan<'a> {
     pub propagation: (u64, bool),
     /// A new user namespace is made.
     pub userns: bool,
+    /// The parent may not clone mounts (rootless): the child opens everything, as root of its user
+    /// namespace and with the same user's view of the files.
+    unprivileged: bool,
 }
 
 /// Plans the mounts of `spec` and opens everything that does not need the user namespace.
@@ -73,12 +78,36 @@ pub(crate) fn plan<'a>(spec: &'a Spec, bundle: &Path, rootfs: &Rootfs) -> Step<P
         .unwrap_or(Path::new("rootfs"));
     let mut plan = Plan {
         root: None,
+        bundle: bundle.to_owned(),
         root_path: bundle.join(root_config),
         mounts: Vec::with_capacity(spec.mounts.len()),
         devices: devices::plan(&spec.linux.devices),
         propagation,
         userns,
+        unprivileged: userns && !crate::caps::is_admin()?,
     };
+    if plan.unprivileged {
+        if rootfs.needs_userns()
+            || spec
+                .mounts
+                .iter()
+                .any(|mount| !mount.uid_mappings.is_empty())
+        {
+            return Err(Failure::new(
+                "cannot map the ids of mounts",
+                "that needs root on the host",
+            ));
+        }
+        for mount in &spec.mounts {
+            plan.mounts.push(Planned {
+                mount,
+                options: parse_options(mount)?,
+                tree: None,
+            });
+        }
+        plan.keep_host_devices();
+        return Ok(plan);
+    }
     if !(userns && rootfs.needs_userns()) {
         plan.root = Some(cut(
             rootfs.open(bundle, root_config, None)?,
@@ -91,7 +120,12 @@ pub(crate) fn plan<'a>(spec: &'a Spec, bundle: &Path, rootfs: &Rootfs) -> Step<P
             options: parse_options(mount)?,
             tree: None,
         };
-        if planned.is_bind() && mount.kind != "cgroup" {
+        // Opened now only where the child could not: the list of mounts inside then has the order of
+        // the configuration, since the kernel sorts it by when a mount was first made.
+        let now = spec.linux.has(NamespaceKind::User)
+            || spec.linux.joined(NamespaceKind::Mount).is_some()
+            || !mount.uid_mappings.is_empty();
+        if now && planned.is_bind() && mount.kind != "cgroup" {
             let own_map = !mount.uid_mappings.is_empty();
             if planned.options.idmap.is_none() || own_map {
                 planned.tree = Some(planned.open_source(bundle, propagation.0, None)?);
@@ -99,13 +133,8 @@ pub(crate) fn plan<'a>(spec: &'a Spec, bundle: &Path, rootfs: &Rootfs) -> Step<P
         }
         plan.mounts.push(planned);
     }
-    let host_dev = plan
-        .mounts
-        .iter()
-        .any(|planned| planned.is_bind() && planned.mount.destination == Path::new("/dev"));
-    if host_dev {
-        plan.devices.clear();
-    } else if userns || spec.linux.has(NamespaceKind::User) {
+    plan.keep_host_devices();
+    if spec.linux.has(NamespaceKind::User) {
         devices::borrow(&mut plan.devices)?;
     }
     Ok(plan)
@@ -163,6 +192,9 @@ fn cut(tree: OwnedFd, propagation: u64) -> Step<OwnedFd> {
 impl Plan<'_> {
     /// Takes what [`open_late`] opened, in the child.
     pub(crate) fn accept_late(&mut self, late: Vec<OwnedFd>) -> Step<()> {
+        if self.unprivileged {
+            return Ok(());
+        }
         let mut late = late.into_iter();
         let missing = || Failure::new("cannot use the mounts of the runtime", "one is missing");
         if self.root.is_none() {
@@ -174,8 +206,32 @@ impl Plan<'_> {
         Ok(())
     }
 
+    /// Opens in the child what an unprivileged parent could not.
+    pub(crate) fn open_unprivileged(&mut self) -> Step<()> {
+        if self.unprivileged {
+            let root = Rootfs::Bundle.open(&self.bundle, &self.root_path, None)?;
+            self.root = Some(cut(root, libc::MS_SLAVE)?);
+            devices::borrow(&mut self.devices)?;
+        }
+        Ok(())
+    }
+
+    /// Nothing is made in a `/dev` that is the host's.
+    fn keep_host_devices(&mut self) {
+        let is_host = |planned: &Planned<'_>| {
+            planned.is_bind() && planned.mount.destination == Path::new("/dev")
+        };
+        if self.mounts.iter().any(is_host) {
+            self.devices.clear();
+        }
+    }
+
     /// Whether anything waits for the user namespace.
     pub(crate) fn has_late(&self) -> bool {
+        !self.unprivileged && self.has_gaps()
+    }
+
+    fn has_gaps(&self) -> bool {
         self.root.is_none() || self.mounts.iter().any(Planned::is_late)
     }
 
@@ -212,7 +268,12 @@ impl Plan<'_> {
         for planned in &mut self.mounts {
             let destination = planned.mount.destination.clone();
             let made = planned
-                .make(root.as_fd(), self.userns, view)
+                .make(
+                    root.as_fd(),
+                    &self.bundle,
+                    (self.userns, self.propagation.0),
+                    view,
+                )
                 .map_err(|failure| locate(failure, &destination))?;
             readonly.extend(made.map(|tree| (tree, destination)));
         }
@@ -329,14 +390,19 @@ impl Planned<'_> {
     fn make(
         &mut self,
         root: BorrowedFd<'_>,
-        userns: bool,
+        bundle: &Path,
+        (userns, propagation): (bool, u64),
         view: &CgroupView<'_>,
     ) -> Step<Option<OwnedFd>> {
         let destination = &self.mount.destination;
         if self.options.remount {
             return self.remount(root).map(|()| None);
         }
-        if let Some(tree) = self.tree.take() {
+        if self.is_bind() && self.mount.kind != "cgroup" {
+            let tree = match self.tree.take() {
+                Some(tree) => tree,
+                None => self.open_source(bundle, propagation, None)?,
+            };
             self.attach_bind(root, &tree)?;
             return Ok(None);
         }
