@@ -2,6 +2,9 @@
 //! namespace over an id-mapped overlay. A test program without the harness, since that is multi-threaded;
 //! it speaks enough of its language for cargo and nextest.
 
+// A test fails by panicking and says what it skips.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;

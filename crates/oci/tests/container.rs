@@ -1,5 +1,8 @@
 //! What a container sees: its namespaces, mounts, devices, rights and limits.
 
+// A test fails by panicking and says what it skips.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
 mod common;
 
 use common::{Bed, cannot_run};

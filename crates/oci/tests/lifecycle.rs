@@ -1,5 +1,8 @@
 //! The life of a container by the commands: what each may and may not do, and that nothing is left.
 
+// A test fails by panicking and says what it skips.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
 mod common;
 
 use std::io::Write as _;

@@ -1,6 +1,9 @@
 //! Real podman with this runtime: what a container manager asks of it, end to end, without a registry.
 //! In a network namespace of its own, with storage in a temporary directory.
 
+// A test fails by panicking and says what it skips.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
 mod common;
 
 use std::path::Path;

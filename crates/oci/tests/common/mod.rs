@@ -1,7 +1,7 @@
 //! A bundle with a busybox root in a temporary directory, and the runtime's commands on it. Everything a
 //! test makes is removed when its [`Bed`] goes, also after a failure.
 
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::print_stderr)]
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
