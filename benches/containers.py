@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -305,6 +306,8 @@ def main():
         raise SystemExit(f"error: there is no part {unknown[0]}: there are {', '.join(PARTS)}")
     if os.geteuid() != 0:
         raise SystemExit("error: containers need root: run it with sudo")
+    # Ended from outside, it cleans up all the same.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     rows = []
     with network_namespace() as netns, workspace() as ours, v1_view(ours / "cgroups") as view:
         VIEW.extend(view)
