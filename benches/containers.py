@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from lib.bench import (Api, Row, alternating, background, cpu_seconds, inside, medians_ms, network_namespace,
-                       processes, pss_kib, publish, rss_kib, run, say, timed, v1_view, workspace)
+                       processes, pss_kib, publish, remove_groups, rss_kib, run, say, timed, v1_view, workspace)
 
 HOUSE = Path(__file__).resolve().parent.parent
 BIN = Path(os.environ["BERTH_BIN"])
@@ -40,6 +40,7 @@ class Daemon:
                     "BERTH_RUN_DIR": str(self.run_dir)}
         self.command = inside(netns, [BIN / "berth", "daemon", "--root", self.root, "--run-dir", self.run_dir,
                                       "--prefix", prefix])
+        self.prefix = prefix
         self.log = directory / "daemon.log"
         self.pid = None
 
@@ -47,12 +48,15 @@ class Daemon:
     def running(self):
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.root.mkdir(parents=True, exist_ok=True)
-        with background(self.command, self.log, self.answers, "berth daemon", env=self.env) as process:
-            self.pid = process.pid
-            try:
-                yield self
-            finally:
-                self.remove_all()
+        try:
+            with background(self.command, self.log, self.answers, "berth daemon", env=self.env) as process:
+                self.pid = process.pid
+                try:
+                    yield self
+                finally:
+                    self.remove_all()
+        finally:
+            remove_groups(self.prefix)
 
     def answers(self):
         return subprocess.run([BIN / "berth", "info"], env=self.env, capture_output=True, check=False).returncode == 0

@@ -185,6 +185,14 @@ class Api(http.client.HTTPConnection):
         return json.loads(data) if data else None
 
 
+def remove_groups(name):
+    """Removes the empty control groups of this name at the top of each hierarchy."""
+    for group in [*Path("/sys/fs/cgroup").glob(name), *Path("/sys/fs/cgroup").glob(f"*/{name}")]:
+        for path in [*sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True), group]:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
 def pss_kib(pid):
     """Proportional set size of a process."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
