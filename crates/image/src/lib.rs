@@ -40,7 +40,7 @@ mod recipe;
 mod reference;
 mod registry;
 mod store;
-mod tar;
+pub mod tar;
 mod transfer;
 
 pub use commit::{CommitError, CommitOptions};

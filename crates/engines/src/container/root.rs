@@ -27,8 +27,11 @@ pub(super) fn live(guest: &Guest, pid: u32) -> Result<RootView, EngineError> {
 /// more layer, so that nothing on disk is touched and many may read at once.
 pub(super) fn at_rest(guest: &Guest) -> Result<RootView, EngineError> {
     let root = &guest.root;
+    // As the shim mounts it: nothing on disk is read differently.
+    let options = vec!["redirect_dir=off".to_owned(), "metacopy=off".to_owned()];
     let overlay = if root.read_only {
         Overlay {
+            options,
             lower: std::iter::once(&root.upper)
                 .chain(&root.layers)
                 .cloned()
@@ -40,6 +43,7 @@ pub(super) fn at_rest(guest: &Guest) -> Result<RootView, EngineError> {
             lower: root.layers.clone(),
             upper: Some(root.upper.clone()),
             work: Some(root.work.clone()),
+            options,
             ..Overlay::default()
         }
     };

@@ -2,8 +2,9 @@
 //!
 //! Own code instead of a general crate because everything read here is hostile: headers, names,
 //! extended records and sparse maps are bounded before they are believed, and data is handed out as
-//! borrowed chunks so that a file's bytes are copied once, into the page cache. Knows nothing of
-//! layers or of the file system.
+//! borrowed chunks so that a file's bytes are copied once, into the page cache. Called for layers
+//! here, and by the node for files copied in and out of instances. Knows nothing of layers or of the
+//! file system.
 //!
 //! Formats: POSIX ustar and pax (IEEE 1003.1), GNU (long names, base-256 numbers, old sparse), GNU
 //! sparse in pax 0.0, 0.1 and 1.0, star's prefix, and the pre-POSIX directory convention.
@@ -14,23 +15,26 @@ mod reader;
 mod sparse;
 mod writer;
 
-pub(crate) use reader::Reader;
-pub(crate) use writer::Writer;
+pub use reader::Reader;
+pub use writer::Writer;
 
 /// Size of everything in a tar.
-pub(crate) const BLOCK: usize = 512;
+pub const BLOCK: usize = 512;
 
 /// One member of a tar, its data not included.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// As written, not normalized.
     pub path: Vec<u8>,
     /// Target of links.
     pub link: Vec<u8>,
+    /// What it is.
     pub kind: Kind,
     /// Permissions with setuid, setgid and sticky: 0..=0o7777.
     pub mode: u32,
+    /// Owner.
     pub uid: u32,
+    /// Owning group.
     pub gid: u32,
     /// Seconds since the epoch and nanoseconds.
     pub mtime: (i64, u32),
@@ -46,21 +50,30 @@ pub(crate) struct Entry {
 
 /// Kind of a member.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// A regular file; data follows.
     #[default]
     File,
+    /// Another name of an entry before it.
     HardLink,
+    /// A symbolic link.
     Symlink,
+    /// A character device.
     Char,
+    /// A block device.
     Block,
+    /// A directory.
     Directory,
+    /// A named pipe.
     Fifo,
 }
 
 /// A stretch of data in a sparse file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Segment {
+pub struct Segment {
+    /// Where in the file it begins.
     pub offset: u64,
+    /// Its bytes.
     pub length: u64,
 }
 
@@ -68,7 +81,7 @@ pub(crate) struct Segment {
 #[derive(Debug, thiserror::Error)]
 pub enum TarError {
     /// The stream under the tar failed: a broken compression, or its source.
-    #[error("the layer's data cannot be read{}", after(entry))]
+    #[error("the archive cannot be read{}", after(entry))]
     Read {
         /// The last entry reached, empty at the start.
         entry: String,
@@ -77,14 +90,14 @@ pub enum TarError {
         source: std::io::Error,
     },
     /// The stream ends inside an entry.
-    #[error("the layer ends in the middle of entry {entry:?}")]
+    #[error("the archive ends in the middle of entry {entry:?}")]
     Truncated {
         /// The entry.
         entry: String,
     },
     /// A header makes no sense.
     #[error(
-        "the header at byte {offset} of the layer's tar is invalid: {reason}{}",
+        "the header at byte {offset} of the archive is invalid: {reason}{}",
         after(entry)
     )]
     Header {
@@ -155,7 +168,7 @@ fn full(source: &std::io::Error) -> &'static str {
 }
 
 /// A path for people: lossy and bounded.
-pub(crate) fn display(path: &[u8]) -> String {
+pub fn display(path: &[u8]) -> String {
     let cut = &path[..path.len().min(256)];
     let mut text = String::from_utf8_lossy(cut).into_owned();
     if cut.len() < path.len() {

@@ -12,7 +12,7 @@ use crate::limits::Limits;
 
 /// A tar reader over a buffered stream. Call [`Reader::next_entry`], then [`Reader::data`] until empty;
 /// data not asked for is skipped.
-pub(crate) struct Reader<R> {
+pub struct Reader<R> {
     input: R,
     limits: Limits,
     /// Bytes of the stream consumed so far.
@@ -26,7 +26,8 @@ pub(crate) struct Reader<R> {
 }
 
 impl<R: BufRead> Reader<R> {
-    pub(crate) fn new(input: R, limits: &Limits) -> Self {
+    /// A reader of `input` that believes nothing beyond `limits`.
+    pub fn new(input: R, limits: &Limits) -> Self {
         let limits = limits.clone();
         Self {
             input,
@@ -43,12 +44,16 @@ impl<R: BufRead> Reader<R> {
     }
 
     /// The current entry's name, for messages.
-    pub(crate) fn current(&self) -> &str {
+    #[must_use]
+    pub fn current(&self) -> &str {
         &self.name
     }
 
     /// The next entry, or `None` at the end of the archive.
-    pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
+    ///
+    /// # Errors
+    /// When the stream breaks, is no tar, or exceeds a limit.
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
         self.skip(self.remaining + self.padding)?;
         (self.remaining, self.padding) = (0, 0);
         let mut extended = Extended::default();
@@ -76,7 +81,10 @@ impl<R: BufRead> Reader<R> {
     }
 
     /// The next piece of the current entry's stored data; empty at its end. Follow with `consume`.
-    pub(crate) fn data(&mut self) -> Result<&[u8], TarError> {
+    ///
+    /// # Errors
+    /// When the stream breaks or ends too early.
+    pub fn data(&mut self) -> Result<&[u8], TarError> {
         if self.remaining == 0 {
             return Ok(&[]);
         }
@@ -102,13 +110,19 @@ impl<R: BufRead> Reader<R> {
     }
 
     /// Marks data as used.
-    pub(crate) fn consume(&mut self, bytes: usize) -> Result<(), TarError> {
+    ///
+    /// # Errors
+    /// When the stream has become longer than its limit.
+    pub fn consume(&mut self, bytes: usize) -> Result<(), TarError> {
         self.remaining -= bytes as u64;
         self.advance(bytes)
     }
 
     /// Reads on to the end of the stream, past the archive's end: what follows still counts in a digest.
-    pub(crate) fn drain(mut self) -> Result<(), TarError> {
+    ///
+    /// # Errors
+    /// When the stream breaks or exceeds its limit.
+    pub fn drain(mut self) -> Result<(), TarError> {
         loop {
             let available = match self.input.fill_buf() {
                 Ok(buffer) => buffer.len(),
@@ -348,10 +362,12 @@ impl<R: BufRead> Reader<R> {
     }
 }
 
-/// Copies an entry's data into memory, at most `limit` bytes.
 impl<R: BufRead> Reader<R> {
     /// Streams the current entry's data to `output`.
-    pub(crate) fn copy_data(
+    ///
+    /// # Errors
+    /// When the stream breaks, or `output` fails.
+    pub fn copy_data(
         &mut self,
         mut output: impl FnMut(&[u8]) -> io::Result<()>,
     ) -> Result<(), TarError> {

@@ -13,7 +13,7 @@ const OCTAL_7: u64 = 0o7_777_777;
 const OCTAL_11: u64 = 0o77_777_777_777;
 
 /// A tar writer.
-pub(crate) struct Writer<W> {
+pub struct Writer<W> {
     output: W,
     /// Data of the current file still to come, and its padding.
     remaining: u64,
@@ -21,7 +21,8 @@ pub(crate) struct Writer<W> {
 }
 
 impl<W: Write> Writer<W> {
-    pub(crate) fn new(output: W) -> Self {
+    /// A writer to `output`.
+    pub fn new(output: W) -> Self {
         Self {
             output,
             remaining: 0,
@@ -30,7 +31,10 @@ impl<W: Write> Writer<W> {
     }
 
     /// Begins an entry. For a file exactly `entry.size` bytes of [`Writer::data`] must follow.
-    pub(crate) fn entry(&mut self, entry: &Entry) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// When `output` fails, or data and size do not agree.
+    pub fn entry(&mut self, entry: &Entry) -> io::Result<()> {
         if self.remaining != 0 {
             return Err(io::Error::other(
                 "a file is shorter than when its header was written",
@@ -60,7 +64,10 @@ impl<W: Write> Writer<W> {
     }
 
     /// Writes a part of the current file's content.
-    pub(crate) fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// When `output` fails, or data and size do not agree.
+    pub fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
         let left = self.remaining.checked_sub(bytes.len() as u64);
         self.remaining = left
             .ok_or_else(|| io::Error::other("a file is longer than when its header was written"))?;
@@ -73,7 +80,10 @@ impl<W: Write> Writer<W> {
     }
 
     /// A whole file in memory.
-    pub(crate) fn file(&mut self, path: &str, mode: u32, content: &[u8]) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// When `output` fails, or data and size do not agree.
+    pub fn file(&mut self, path: &str, mode: u32, content: &[u8]) -> io::Result<()> {
         self.entry(&Entry {
             path: path.as_bytes().to_vec(),
             mode,
@@ -84,7 +94,10 @@ impl<W: Write> Writer<W> {
     }
 
     /// Ends the archive.
-    pub(crate) fn finish(mut self) -> io::Result<W> {
+    ///
+    /// # Errors
+    /// When `output` fails, or data and size do not agree.
+    pub fn finish(mut self) -> io::Result<W> {
         if self.remaining != 0 {
             return Err(io::Error::other(
                 "a file is shorter than when its header was written",
