@@ -5,23 +5,31 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Output},
     sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, ensure};
+use serde_json::Value;
 
-use crate::{Background, Netns, leftovers};
+use crate::{Background, Netns, leftovers, leftovers::groups};
+
+/// Most time anything here is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// `berth daemon` with a root, a run directory, a prefix and a network namespace of its own.
 ///
-/// Dropped, it deletes its instances, ends, and takes everything with it.
+/// Dropped, it deletes its instances and networks and ends; then the test fails if anything is left
+/// of it on the host, which is taken away.
 #[derive(Debug)]
 pub struct Daemon {
     process: Option<Background>,
     berth: PathBuf,
+    runtime: PathBuf,
     prefix: String,
     netns: Netns,
     directory: tempfile::TempDir,
     options: Vec<String>,
+    in_host_network: bool,
 }
 
 /// What a command said.
@@ -36,28 +44,63 @@ pub struct Said {
 }
 
 impl Daemon {
-    /// Starts one. `berth` is the binary, beside which `berth-oci` is; `options` go to the daemon.
+    /// Starts one. `berth` is the binary; the runtime is the one `BERTH_OCI` names, or `berth-oci`
+    /// beside it. `options` go to the daemon.
     ///
     /// # Errors
     /// When it does not start, with the end of its log.
     pub fn start(berth: &Path, options: &[&str]) -> anyhow::Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        // Short: interface names have 15 bytes.
-        let n = std::process::id() % 10_000 + NEXT.fetch_add(1, Ordering::Relaxed) * 10_000;
+        let mut made = Self::new(berth, options)?;
+        made.restart()?;
+        Ok(made)
+    }
+
+    /// As [`Daemon::start`], but not started yet.
+    ///
+    /// # Errors
+    /// When there is no runtime, or no network namespace can be made.
+    pub fn new(berth: &Path, options: &[&str]) -> anyhow::Result<Self> {
         // Not in a tmpfs, whose overlays behave differently.
         let directory = tempfile::Builder::new()
             .prefix("berth-test-")
             .tempdir_in("/var/tmp")?;
-        let mut made = Self {
+        Ok(Self {
             process: None,
             berth: berth.to_owned(),
-            prefix: format!("bt{n}"),
+            runtime: runtime(berth)?,
+            prefix: prefix(),
             netns: Netns::new()?,
             directory,
             options: options.iter().map(|&option| option.to_owned()).collect(),
-        };
-        made.restart()?;
-        Ok(made)
+            in_host_network: false,
+        })
+    }
+
+    /// Lets it, from its next start, reach what the host reaches: to fetch packages. It must then
+    /// have no networks.
+    #[must_use]
+    pub fn in_host_network(mut self) -> Self {
+        self.in_host_network = true;
+        self
+    }
+
+    /// Gives it, before its first start, the images of another root: hard links where the file
+    /// system allows, for content never changes in place.
+    ///
+    /// # Errors
+    /// What `cp` says.
+    pub fn lend_images(&self, from: &Path) -> anyhow::Result<()> {
+        let to = self.root().join("images");
+        std::fs::create_dir_all(self.root())?;
+        for how in ["-al", "-a"] {
+            let mut copy = Command::new("cp");
+            copy.arg(how).arg(from.join("images")).arg(&to);
+            if copy.output()?.status.success() {
+                return Ok(());
+            }
+            let _ = std::fs::remove_dir_all(&to);
+        }
+        anyhow::bail!("{} cannot be copied", from.display())
     }
 
     /// Starts it again after [`Daemon::kill`] or [`Daemon::stop`].
@@ -65,6 +108,22 @@ impl Daemon {
     /// # Errors
     /// When it does not start, with the end of its log.
     pub fn restart(&mut self) -> anyhow::Result<()> {
+        self.launch(None)
+    }
+
+    /// Starts it so that it dies at a crash point, written `name:pass`; that may be at once.
+    ///
+    /// # Errors
+    /// When it neither starts nor dies.
+    pub fn restart_to_die_at(&mut self, point: &str) -> anyhow::Result<()> {
+        let started = self.launch(Some(point));
+        if started.is_err() && self.log().contains("berth daemon cannot run") {
+            return started;
+        }
+        Ok(())
+    }
+
+    fn launch(&mut self, crash: Option<&str>) -> anyhow::Result<()> {
         ensure!(self.process.is_none(), "the daemon runs already");
         let mut command = Command::new(&self.berth);
         command
@@ -74,9 +133,16 @@ impl Daemon {
             .arg("--run-dir")
             .arg(self.run_dir())
             .args(["--prefix", &self.prefix])
-            .arg("--netns")
-            .arg(self.netns.path())
-            .args(&self.options);
+            .arg("--runtime")
+            .arg(&self.runtime)
+            .args(&self.options)
+            .env("NO_COLOR", "1");
+        if !self.in_host_network {
+            command.arg("--netns").arg(self.netns.path());
+        }
+        if let Some(point) = crash {
+            command.env("BERTH_CRASH_AT", point);
+        }
         let log = self.directory.path().join("daemon.log");
         let ready = || {
             self.try_berth(&["info"])
@@ -100,6 +166,33 @@ impl Daemon {
         }
     }
 
+    /// Kills everything at once, as a host that goes down: the daemon, its shims and their guests.
+    pub fn kill_all(&mut self) {
+        for _ in 0..3 {
+            self.kill_processes();
+        }
+        self.kill();
+    }
+
+    /// Whether the daemon died by itself within the given time; it can then be started again.
+    #[must_use]
+    pub fn has_died(&mut self, within: Duration) -> bool {
+        let deadline = Instant::now() + within;
+        loop {
+            let Some(process) = &mut self.process else {
+                return true;
+            };
+            if process.has_ended() {
+                self.process = None;
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Everything durable.
     #[must_use]
     pub fn root(&self) -> PathBuf {
@@ -112,6 +205,12 @@ impl Daemon {
         self.directory.path().join("run")
     }
 
+    /// The mark of everything it makes.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// Where its networks are.
     #[must_use]
     pub fn netns(&self) -> &Netns {
@@ -122,6 +221,15 @@ impl Daemon {
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Background::pid)
+    }
+
+    /// The process id of an instance's shim.
+    #[must_use]
+    pub fn shim(&self, id: &str) -> Option<u32> {
+        let words = format!("guests/{id}");
+        let lines = self.leftovers().into_iter();
+        let shims = lines.filter(|line| line.contains(" shim ") && line.contains(&words));
+        shims.filter_map(|line| process_of(&line)).next()
     }
 
     /// All it logged.
@@ -141,7 +249,8 @@ impl Daemon {
             .env("BERTH_HOST", format!("unix://{}", socket.display()))
             .env("BERTH_ROOT", self.root())
             .env("BERTH_RUN_DIR", self.run_dir())
-            .env("NO_COLOR", "1");
+            .env("NO_COLOR", "1")
+            .stdin(std::process::Stdio::null());
         command
     }
 
@@ -150,12 +259,7 @@ impl Daemon {
     /// # Errors
     /// When the command cannot be started.
     pub fn run(&self, words: &[&str]) -> anyhow::Result<Said> {
-        let output = self.try_berth(words)?;
-        Ok(Said {
-            code: output.status.code().unwrap_or(-1),
-            out: String::from_utf8_lossy(&output.stdout).into_owned(),
-            err: String::from_utf8_lossy(&output.stderr).into_owned(),
-        })
+        Ok(Said::of(&self.try_berth(words)?))
     }
 
     /// The output of a `berth` command that must succeed, trimmed.
@@ -166,6 +270,30 @@ impl Daemon {
         let said = self.run(words)?;
         ensure!(said.code == 0, "berth {words:?}: {said:?}");
         Ok(said.out.trim().to_owned())
+    }
+
+    /// An instance as the API gives it.
+    ///
+    /// # Errors
+    /// When there is no such instance.
+    pub fn inspect(&self, name: &str) -> anyhow::Result<Value> {
+        let text = self.berth(&["inspect", name])?;
+        let mut all: Vec<Value> = serde_json::from_str(&text)?;
+        all.pop().context("inspect printed nothing")
+    }
+
+    /// Names and statuses of all instances, as the list has them.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub fn list(&self) -> anyhow::Result<Vec<(String, String)>> {
+        let text = self.berth(&["list", "-o", "json"])?;
+        let all: Vec<Value> = serde_json::from_str(&text)?;
+        let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Ok(all
+            .iter()
+            .map(|it| (word(&it["name"]), word(&it["status"])))
+            .collect())
     }
 
     /// What it and its guests have on the host just now.
@@ -179,50 +307,122 @@ impl Daemon {
         command.output().with_context(|| format!("{command:?}"))
     }
 
-    fn clean_up(&mut self) -> anyhow::Result<()> {
+    /// Deletes all instances and networks and ends the daemon; what is left on the host then is
+    /// leaked.
+    ///
+    /// # Errors
+    /// When a command fails.
+    pub fn clean_up(&mut self) -> anyhow::Result<BTreeSet<String>> {
         if self.process.is_none() {
             self.restart()?;
         }
-        let names = self.berth(&["list", "-o", "name"])?;
-        for name in names.lines() {
+        for name in self.berth(&["list", "-o", "name"])?.lines() {
             self.berth(&["rm", "-f", name])?;
         }
+        for name in self.berth(&["network", "list", "-o", "name"])?.lines() {
+            self.berth(&["network", "rm", name])?;
+        }
         self.stop();
-        Ok(())
+        // The kernel takes namespaces down, and with them links, in its own time.
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = self.leftovers();
+            if left.is_empty() || Instant::now() > deadline {
+                return Ok(left);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn kill_processes(&self) {
+        for pid in self.leftovers().iter().filter_map(|line| process_of(line)) {
+            let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+        }
+    }
+}
+
+impl Said {
+    /// What a command that has ended said.
+    #[must_use]
+    pub fn of(output: &Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
     }
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if let Err(error) = self.clean_up() {
-            crate::skip::say(&format!("a test's daemon was not cleaned up: {error:#}"));
-        }
+        let leaked = self.clean_up();
+        self.kill();
         // Whatever is still there belongs to this test alone.
-        for line in self.leftovers() {
-            if let Some(pid) = line
-                .strip_prefix("process ")
-                .and_then(|it| it.split(':').next())
-            {
-                let _ = Command::new("kill").args(["-9", pid]).status();
-            }
-        }
+        self.kill_processes();
         for line in self.leftovers().iter().rev() {
             if let Some(point) = line.strip_prefix("mount ") {
                 let _ = Command::new("umount").args(["-l", point]).status();
             }
-            if let Some(group) = line.strip_prefix("cgroup ") {
-                remove_groups(Path::new(group));
-            }
+        }
+        for group in groups(&self.prefix) {
+            remove_groups(&group);
+        }
+        let complaint = match leaked {
+            Ok(left) if left.is_empty() => return,
+            Ok(left) => format!("the daemon leaked {left:#?}"),
+            Err(error) => format!("the daemon could not be cleaned up: {error:#}"),
+        };
+        let log = self.log();
+        let from = log.floor_char_boundary(log.len().saturating_sub(8000));
+        let text = format!("{complaint}\nend of its log:\n{}", &log[from..]);
+        if std::thread::panicking() {
+            crate::skip::say(&text);
+        } else {
+            panic!("{text}");
         }
     }
 }
 
+/// The process that a line of the leftovers is about.
+fn process_of(line: &str) -> Option<u32> {
+    let rest = line.strip_prefix("process ")?;
+    rest.split(':').next()?.parse().ok()
+}
+
+/// Unique among what runs on this host, and short: names of interfaces have 15 bytes.
+fn prefix() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let letter = b'g' + u8::try_from(NEXT.fetch_add(1, Ordering::Relaxed) % 20).unwrap_or(0);
+    format!(
+        "{}{:04x}",
+        char::from(letter),
+        std::process::id() % 0x1_0000
+    )
+}
+
+/// The runtime to give the daemon.
+fn runtime(berth: &Path) -> anyhow::Result<PathBuf> {
+    let beside = berth.with_file_name("berth-oci");
+    let named = std::env::var_os("BERTH_OCI").map(PathBuf::from);
+    let runtime = named.unwrap_or(beside);
+    if !runtime.exists() {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut build = Command::new(cargo);
+        build.args(["build", "--quiet", "-p", "berth-oci"]);
+        ensure!(build.status()?.success(), "{build:?} failed");
+    }
+    let name = runtime.display();
+    ensure!(
+        runtime.exists(),
+        "{name} is missing: run scripts/build-runtime, and put what it prints into BERTH_OCI"
+    );
+    Ok(runtime)
+}
+
 /// Removes a control group and those below it; the kernel refuses those that hold a process.
 fn remove_groups(group: &Path) {
-    for entry in std::fs::read_dir(group).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_groups(&entry.path());
-        }
+    for below in leftovers::directories(group) {
+        remove_groups(&below);
     }
     let _ = std::fs::remove_dir(group);
 }

@@ -1,4 +1,4 @@
-//! What a daemon and its guests left on the host: the proof that nothing leaks.
+//! What a daemon and its guests have on the host: the proof that nothing leaks.
 
 use std::{
     collections::BTreeSet,
@@ -8,37 +8,68 @@ use std::{
 
 use crate::Netns;
 
-/// How deep control groups of a daemon may be below a hierarchy's root.
-const MAX_DEPTH: usize = 4;
+/// How deep the group of a daemon may be below a hierarchy's root.
+const MAX_DEPTH: usize = 3;
 
-/// Everything that carries a directory in its command line or mount point, or a prefix in its name:
-/// processes, mounts, control groups, and in the namespace links and nftables tables. Sorted, for
-/// people to read.
+/// Everything of one daemon that is not its own durable data: processes whose command line names
+/// its directory or that are in its control groups, mounts below the directory, groups below that of
+/// the prefix, in the namespace all links but loopback and all nftables tables, files in the run
+/// directory but the daemon's own, and directories of instances. Sorted, for people to read.
+///
+/// The group of the prefix itself stays while the host runs, empty.
 #[must_use]
 pub fn leftovers(directory: &Path, prefix: &str, netns: &Netns) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    let directory = directory.to_string_lossy();
-    found.extend(processes(&directory));
+    let text = directory.to_string_lossy();
+    found.extend(processes(&text, prefix));
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mounts = mounts.lines().filter_map(|line| line.split(' ').nth(4));
     found.extend(
         mounts
-            .filter(|point| point.starts_with(&*directory))
+            .filter(|point| point.starts_with(&*text))
             .map(|point| format!("mount {point}")),
     );
-    let mut groups = Vec::new();
-    control_groups(Path::new("/sys/fs/cgroup"), prefix, 0, &mut groups);
-    found.extend(
-        groups
-            .iter()
-            .map(|path| format!("cgroup {}", path.display())),
-    );
-    found.extend(links(prefix, netns));
-    found.extend(tables(prefix, netns));
+    for top in groups(prefix) {
+        let below = directories(&top);
+        found.extend(
+            below
+                .iter()
+                .map(|path| format!("cgroup {}", path.display())),
+        );
+    }
+    found.extend(links(netns));
+    found.extend(tables(netns));
+    found.extend(files(directory));
     found
 }
 
-fn processes(directory: &str) -> Vec<String> {
+/// The groups of a prefix, one in each hierarchy.
+pub(crate) fn groups(prefix: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    search(Path::new("/sys/fs/cgroup"), prefix, 0, &mut found);
+    found
+}
+
+fn search(below: &Path, prefix: &str, depth: usize, found: &mut Vec<PathBuf>) {
+    for path in directories(below) {
+        if path.file_name().is_some_and(|name| name == prefix) {
+            found.push(path);
+        } else if depth < MAX_DEPTH {
+            search(&path, prefix, depth + 1, found);
+        }
+    }
+}
+
+pub(crate) fn directories(below: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(below).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+fn processes(directory: &str, prefix: &str) -> Vec<String> {
+    let group = format!("/{prefix}/");
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries
         .filter_map(|entry| {
@@ -46,53 +77,49 @@ fn processes(directory: &str) -> Vec<String> {
             pid.parse::<u32>().ok()?;
             let words = fs::read(entry.path().join("cmdline")).ok()?;
             let line = String::from_utf8_lossy(&words).replace('\0', " ");
-            line.contains(directory)
-                .then(|| format!("process {pid}: {line}"))
+            let groups = fs::read_to_string(entry.path().join("cgroup")).ok()?;
+            let ours = line.contains(directory) || groups.contains(&group);
+            // What has ended and waits for its parent holds nothing.
+            (ours && !line.is_empty()).then(|| format!("process {pid}: {line}"))
         })
         .collect()
 }
 
-fn control_groups(below: &Path, prefix: &str, depth: usize, found: &mut Vec<PathBuf>) {
-    if depth > MAX_DEPTH {
-        return;
-    }
-    for entry in fs::read_dir(below).into_iter().flatten().flatten() {
-        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            continue;
-        }
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let ours = name
-            .strip_prefix(prefix)
-            .is_some_and(|rest| !rest.starts_with(|next: char| next.is_ascii_alphanumeric()));
-        if ours {
-            found.push(entry.path());
-        } else {
-            control_groups(&entry.path(), prefix, depth + 1, found);
-        }
-    }
-}
-
-fn links(prefix: &str, netns: &Netns) -> Vec<String> {
+fn links(netns: &Netns) -> Vec<String> {
     let output = netns.command("ip").args(["-o", "link"]).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
     text.unwrap_or_default()
         .lines()
         .filter_map(|line| line.split(": ").nth(1))
-        .filter(|name| name.starts_with(prefix))
+        .filter(|name| *name != "lo")
         .map(|name| format!("link {name}"))
         .collect()
 }
 
-fn tables(prefix: &str, netns: &Netns) -> Vec<String> {
+fn tables(netns: &Netns) -> Vec<String> {
     let output = netns.command("nft").args(["list", "tables"]).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
     text.unwrap_or_default()
         .lines()
-        .filter(|line| {
-            line.split(' ')
-                .nth(2)
-                .is_some_and(|name| name.starts_with(prefix))
-        })
         .map(ToOwned::to_owned)
+        .collect()
+}
+
+/// What should go with the instances: their directories, and what guests have in the run directory.
+fn files(directory: &Path) -> Vec<String> {
+    let places = [
+        "root/instances",
+        "root/trash",
+        "root/uploads",
+        "run/guests",
+        "run/guests/.oci",
+    ];
+    let entries = |place: &str| fs::read_dir(directory.join(place)).into_iter().flatten();
+    places
+        .into_iter()
+        .flat_map(entries)
+        .flatten()
+        .filter(|entry| entry.file_name() != ".oci")
+        .map(|entry| format!("file {}", entry.path().display()))
         .collect()
 }

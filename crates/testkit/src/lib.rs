@@ -9,11 +9,13 @@
 //! | [`Netns`] | a network namespace with loopback |
 //! | [`Registry`] | Debian's `docker-registry` inside one |
 //! | [`Daemon`] | `berth daemon` with a root, a prefix and a network namespace of its own |
+//! | [`images()`] | images made once and lent to many daemons |
 //! | [`leftovers()`] | what a daemon or its guests left on the host |
 
 #![forbid(unsafe_code)]
 
 mod daemon;
+mod images;
 mod leftovers;
 mod netns;
 mod process;
@@ -21,6 +23,7 @@ mod registry;
 mod skip;
 
 pub use daemon::{Daemon, Said};
+pub use images::images;
 pub use leftovers::leftovers;
 pub use netns::Netns;
 pub use process::Background;

@@ -56,6 +56,12 @@ impl Background {
         self.child.id()
     }
 
+    /// Whether it has ended.
+    #[must_use]
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// All it wrote.
     #[must_use]
     pub fn log(&self) -> String {
