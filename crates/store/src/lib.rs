@@ -30,6 +30,7 @@
 
 mod backend;
 pub mod conformance;
+pub mod crash;
 mod error;
 #[doc(hidden)]
 pub mod fuzzing;

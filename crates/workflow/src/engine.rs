@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
-use store::{CommitError, Entry, Revision, Store, Txn};
+use store::{CommitError, Entry, Revision, Store, Txn, crash};
 use tokio::sync::{Semaphore, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -290,6 +290,7 @@ impl Engine {
     /// See [`EngineError`].
     pub async fn launch(&self, id: OperationId) -> Result<(), EngineError> {
         let entry = self.core.entry(id).await?;
+        crash::point(&["launch", &entry.value.kind]);
         let resumed = !self.core.fresh().remove(&id);
         if entry.value.state.is_final() {
             return Ok(());

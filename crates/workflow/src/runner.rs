@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use store::{CommitError, ReadError, Revision, Txn};
+use store::{CommitError, ReadError, Revision, Txn, crash};
 
 use crate::context::{Context, Live, PROGRESS_EVERY};
 use crate::definition::{Definition, OnFailure};
@@ -221,6 +221,11 @@ impl Runner {
             core.store.clone(),
             Arc::clone(live),
         );
+        let (begins, ends) = match direction {
+            Direction::Forward => ("run", "ran"),
+            Direction::Back => ("undo", "undone"),
+        };
+        crash::point(&["step", &self.operation.kind, step.name(), begins]);
         let work = match direction {
             Direction::Forward => step.run(&context),
             Direction::Back => step.undo(&context),
@@ -242,6 +247,7 @@ impl Runner {
             // The panic's message went to the log with its place; it is not for users.
             Err(_) => return Err(StepError::permanent("Berth failed in it; this is a bug")),
         }
+        crash::point(&["step", &self.operation.kind, step.name(), ends]);
         if direction == Direction::Forward {
             let left = context.take_left();
             if let Some(output) = left.output {
@@ -259,6 +265,7 @@ impl Runner {
         self.operation.state = state;
         self.operation.finished_at = Some(now());
         self.operation.attempts = 0;
+        crash::point(&["ending", &self.operation.kind]);
         let mut tried = 0;
         loop {
             let mut txn = Txn::new();
@@ -332,7 +339,9 @@ impl Runner {
                 Ok(revision) => {
                     self.revision = revision;
                     // The end is shown when the task is gone, so that a retry finds the way free.
-                    if !self.operation.state.is_final() {
+                    if self.operation.state.is_final() {
+                        crash::point(&["ended", &self.operation.kind]);
+                    } else {
                         self.live.publish(&self.operation);
                     }
                     return Ok(());
