@@ -152,6 +152,7 @@ impl Control {
     }
 
     pub(crate) async fn collect_garbage(&self) -> Result<ImageGc, Problem> {
+        let _collecting = self.inner.collection.write().await;
         let mut in_use = InUse::default();
         for (record, _) in self.all().await? {
             let digest = record.image_digest.as_deref().map(str::parse::<Digest>);

@@ -37,6 +37,7 @@ use engine::Engine;
 use model::{InstanceStatus, Timestamp, record::InstanceRecord};
 use node::{Node, cache::Cached, tables};
 use store::Store;
+use tokio::sync::RwLock;
 
 pub use error::OpenError;
 
@@ -78,6 +79,8 @@ struct Inner {
     events: events::Events,
     /// Passwords for operations under way; never stored.
     passwords: operations::Passwords,
+    /// Written by a garbage collection, read by whoever begins to use an image.
+    collection: Arc<RwLock<()>>,
     identity: Identity,
     records: Cached<InstanceRecord>,
     statuses: Cached<InstanceStatus>,
@@ -96,7 +99,14 @@ impl Control {
         } = parts;
         let store = node.parts().store.clone();
         let passwords = operations::Passwords::default();
-        let workflow = operations::workflow(&store, &node, registries, passwords.clone())?;
+        let collection = Arc::new(RwLock::default());
+        let workflow = operations::workflow(
+            &store,
+            &node,
+            registries,
+            passwords.clone(),
+            Arc::clone(&collection),
+        )?;
         let claims = claims::Claims::load(&store).await?;
         let control = Self {
             inner: Arc::new(Inner {
@@ -105,6 +115,7 @@ impl Control {
                 claims,
                 events: events::Events::default(),
                 passwords,
+                collection,
                 identity,
                 records: Cached::new(&tables::INSTANCES),
                 statuses: Cached::new(&tables::STATUSES),

@@ -11,6 +11,9 @@ use workflow::{Context, Finish, Operation, Progress, State, Step, StepError};
 use super::{InstanceInput, images::Transfer};
 use crate::{claims, error::joined};
 
+/// Times an image is fetched that others remove at once.
+const ATTEMPTS: u32 = 3;
+
 /// Finds the image, fetching it when it is not here, and pins it in the record.
 pub(super) struct FindImage {
     pub(super) transfer: Transfer,
@@ -23,38 +26,55 @@ impl Step for FindImage {
 
     async fn run(&self, ctx: &Context) -> Result<(), StepError> {
         let input: InstanceInput = ctx.input()?;
+        for _ in 0..ATTEMPTS {
+            if self.pin(&input).await? {
+                return Ok(());
+            }
+            let entry = creating(&self.transfer.node.parts().store, &input).await?;
+            self.transfer
+                .pull(ctx, &entry.value.spec.image, None, None)
+                .await?;
+        }
+        Err(StepError::permanent(
+            "the image was removed each time it had been fetched; try again",
+        ))
+    }
+
+    async fn undo(&self, _ctx: &Context) -> Result<(), StepError> {
+        // The image stays: it is a cache, and the collection takes what nobody names.
+        Ok(())
+    }
+}
+
+impl FindImage {
+    /// Writes the image's digest into the record; `false` when the image is not here.
+    async fn pin(&self, input: &InstanceInput) -> Result<bool, StepError> {
+        // No collection runs between finding the image and naming it in the record.
+        let _using = self.transfer.collection.read().await;
         let store = &self.transfer.node.parts().store;
-        let entry = creating(store, &input).await?;
+        let entry = creating(store, input).await?;
         let mut record = entry.value;
         if record.image_digest.is_some() {
-            return Ok(());
+            return Ok(true);
         }
-        let images = &self.transfer.node.parts().images;
-        let digest = match images.resolve(&record.spec.image) {
+        let digest = match self
+            .transfer
+            .node
+            .parts()
+            .images
+            .resolve(&record.spec.image)
+        {
             Ok(digest) => digest,
-            Err(image::StoreError::NotFound(_)) => {
-                self.transfer
-                    .pull(ctx, &record.spec.image, None, None)
-                    .await?
-            }
+            Err(image::StoreError::NotFound(_)) => return Ok(false),
             Err(error) => return Err(StepError::because(&error)),
         };
-        // Held until the record names it, so that no collection takes it in between.
-        let _hold = images
-            .hold(&digest)
-            .map_err(|error| StepError::because(&error))?;
         record.image_digest = Some(digest.to_string());
         // Not waited for: the transaction that ends the operation carries it to the disk.
         let mut txn = Txn::relaxed();
         let key = record.id.to_string();
         tables::INSTANCES.update(&mut txn, &key, entry.revision, &record)?;
         store.commit(txn).await?;
-        Ok(())
-    }
-
-    async fn undo(&self, _ctx: &Context) -> Result<(), StepError> {
-        // The image stays: it is a cache, and the collection takes what nobody names.
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -12,6 +12,7 @@ use std::{
 use image::{Digest, Job, Reference};
 use node::Node;
 use serde::{Deserialize, Serialize};
+use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 use workflow::{Context, Progress, Step, StepError};
 
@@ -58,6 +59,8 @@ pub(crate) struct Transfer {
     pub(super) node: Node,
     pub(super) registries: Arc<Registries>,
     pub(super) passwords: Passwords,
+    /// Written by a garbage collection, read by whoever begins to use an image.
+    pub(super) collection: Arc<RwLock<()>>,
 }
 
 /// Clients for registries: one for all who bring no password, made at first use since reading the

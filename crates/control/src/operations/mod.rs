@@ -15,6 +15,7 @@ use model::{InstanceId, operation::OperationKind};
 use node::Node;
 use serde::{Deserialize, Serialize};
 use store::Store;
+use tokio::sync::RwLock;
 use workflow::{Definition, OnFailure};
 
 pub(crate) use images::{
@@ -74,11 +75,13 @@ pub(crate) fn workflow(
     node: &Node,
     registries: image::RegistryConfig,
     passwords: Passwords,
+    collection: Arc<RwLock<()>>,
 ) -> Result<workflow::Engine, workflow::BuildError> {
     let transfer = images::Transfer {
         node: node.clone(),
         registries: Arc::new(images::Registries::new(registries)),
         passwords,
+        collection,
     };
     let create = Definition::new(OperationKind::InstanceCreate.as_str(), 1)
         .step(create::FindImage {
