@@ -4,7 +4,7 @@ use cgroup::{Access, Cgroup, CgroupPath, DeviceKind, Limit};
 use rustix::fs::{Mode, OFlags};
 
 use crate::error::{Failure, Step};
-use crate::spec::{self, Resources};
+use crate::spec::{self, Mount, Resources, Spec};
 
 /// The group of a container: as configured, else one of its own below `/berth-oci`.
 pub(crate) fn path(configured: &str, id: &str) -> Step<CgroupPath> {
@@ -45,6 +45,20 @@ pub(crate) fn enter_v1(group: &Cgroup) -> Step<()> {
         }
     }
     Ok(())
+}
+
+/// Who outside is root of a container that may write to its control group's files: an init inside
+/// manages groups of its own below it.
+pub(crate) fn delegated_to(spec: &Spec) -> Option<(u32, u32)> {
+    let writable = |mount: &Mount| {
+        matches!(mount.kind.as_str(), "cgroup" | "cgroup2")
+            && !mount.options.iter().any(|option| option == "ro")
+    };
+    if !spec.mounts.iter().any(writable) {
+        return None;
+    }
+    let root = |mappings| crate::idmap::outside(mappings, 0);
+    root(&spec.linux.uid_mappings).zip(root(&spec.linux.gid_mappings))
 }
 
 /// `slice:prefix:name` as systemd would place it, since callers that believe in systemd write it so.

@@ -234,6 +234,11 @@ impl Making {
         let group = Cgroup::create(&layout, &self.record.cgroup)
             .map_err(|error| fail("cannot make the control group", &error))?;
         let group = self.cgroup.insert(group);
+        if let Some((uid, gid)) = cgroups::delegated_to(spec) {
+            group
+                .delegate(uid, gid)
+                .map_err(|error| fail("cannot hand over the control group", &error))?;
+        }
         let Some(resources) = &spec.linux.resources else {
             return Ok(());
         };

@@ -92,7 +92,12 @@ impl Node {
                 read_only: spec.security.read_only,
             },
             directory,
-            process: process(record, &image)?,
+            // An init writes to its console: a terminal whose output is the log.
+            process: process(
+                record,
+                &image,
+                spec.process.terminal || spec.kind == Kind::System,
+            )?,
             system: spec.kind == Kind::System,
             limits: spec.limits.clone(),
             capabilities: capabilities(spec, record.idmap.is_some()),
@@ -215,9 +220,7 @@ impl Node {
         asked: ExecRequest,
     ) -> Result<GuestProcess, NodeError> {
         let (_, image) = self.image(record)?;
-        let mut spec = record.clone();
-        spec.spec.process.terminal = asked.terminal;
-        let mut own = process(&spec, &image)?;
+        let mut own = process(record, &image, asked.terminal)?;
         for (key, value) in &asked.env {
             set_variable(&mut own.env, format!("{key}={value}"));
         }
@@ -259,7 +262,11 @@ fn own_files(directory: &Path, spec: &InstanceSpec) -> Vec<GuestMount> {
         .collect()
 }
 
-fn process(record: &InstanceRecord, image: &RunConfig) -> Result<GuestProcess, NodeError> {
+fn process(
+    record: &InstanceRecord,
+    image: &RunConfig,
+    terminal: bool,
+) -> Result<GuestProcess, NodeError> {
     let spec = &record.spec;
     let asked = &spec.process;
     let args = command(spec, image);
@@ -270,7 +277,7 @@ fn process(record: &InstanceRecord, image: &RunConfig) -> Result<GuestProcess, N
         )));
     }
     let mut env = vec![PATH.to_owned(), format!("HOSTNAME={}", hostname(record))];
-    if asked.terminal {
+    if terminal {
         env.push("TERM=xterm-256color".to_owned());
     }
     if spec.kind == Kind::System {
@@ -293,7 +300,7 @@ fn process(record: &InstanceRecord, image: &RunConfig) -> Result<GuestProcess, N
             .clone()
             .or_else(|| from_image(&image.working_dir))
             .unwrap_or_else(|| "/".to_owned()),
-        terminal: asked.terminal,
+        terminal,
         stdin: asked.stdin,
         size: None,
     })
