@@ -371,24 +371,31 @@ async fn stopping_lets_requests_end_and_removes_the_socket() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_goes_on_when_its_caller_is_gone() {
+async fn a_change_that_was_begun_goes_on_when_its_caller_is_gone() {
     let server = Running::unix().await;
     server.fake.populate(1);
-    let path = server.path().to_owned();
-    tokio::task::spawn_blocking(move || {
-        let mut stream = UnixStream::connect(path).unwrap();
-        let request = raw("POST", "/v1/instances/box-0/stop", "", "");
-        stream.write_all(request.as_bytes()).unwrap();
-    })
-    .await
-    .unwrap();
-    let stopped = server
-        .send(
-            "GET",
-            "/v1/instances/box-0/wait?for=stopped&timeout_s=20",
-            None,
-        )
-        .await;
+    let hold = server.fake.hold_next_stop();
+    let mut caller = UnixStream::connect(server.path()).unwrap();
+    let request = raw("POST", "/v1/instances/box-0/stop", "", "");
+    caller.write_all(request.as_bytes()).unwrap();
+    hold.begun().await;
+    drop(caller);
+    // The server has noticed: the connection it counts besides this request's own is gone.
+    let noticed = async {
+        loop {
+            let metrics = server.send("GET", "/metrics", None).await.text();
+            if metrics.contains("berth_http_connections 1\n") {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), noticed)
+        .await
+        .unwrap();
+    hold.release();
+    let wait = "/v1/instances/box-0/wait?for=stopped&timeout_s=20";
+    let stopped = server.send("GET", wait, None).await;
     assert_eq!(stopped.status, 200);
 }
 

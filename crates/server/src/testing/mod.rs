@@ -17,7 +17,7 @@ use std::{
 use api::{Event, Image, InstanceDetail, Network, Operation, Problem, Token, Volume};
 use bytes::Bytes;
 use model::token::Scope;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 
 /// A service in memory. Clones share what they hold.
 #[derive(Clone)]
@@ -45,6 +45,27 @@ struct State {
     fail_next: Option<Problem>,
     /// Whether the next call panics.
     panic_next: bool,
+    /// What the next stop waits for.
+    held: Option<Hold>,
+}
+
+/// A stop that was begun and goes on when told to.
+#[derive(Clone)]
+pub struct Hold {
+    begun: Arc<Semaphore>,
+    released: Arc<Semaphore>,
+}
+
+impl Hold {
+    /// Waits until the stop has begun.
+    pub async fn begun(&self) {
+        let _ = self.begun.acquire().await;
+    }
+
+    /// Lets it go on.
+    pub fn release(&self) {
+        self.released.add_permits(1);
+    }
 }
 
 impl Default for Fake {
@@ -101,6 +122,18 @@ impl Fake {
     /// The next call, whatever it is, panics.
     pub fn panic_next(&self) {
         self.lock().panic_next = true;
+    }
+
+    /// The next stop begins and then waits to be released.
+    #[must_use]
+    pub fn hold_next_stop(&self) -> Hold {
+        let closed = || Arc::new(Semaphore::new(0));
+        let hold = Hold {
+            begun: closed(),
+            released: closed(),
+        };
+        self.lock().held = Some(hold.clone());
+        hold
     }
 
     /// Adds to what an instance's program wrote.

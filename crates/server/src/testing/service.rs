@@ -236,6 +236,11 @@ impl Service for Fake {
         _request: StopRequest,
         _wait: Option<Duration>,
     ) -> Answer<InstanceDetail> {
+        let held = self.lock().held.take();
+        if let Some(hold) = held {
+            hold.begun.add_permits(1);
+            let _ = hold.released.acquire().await;
+        }
         self.move_to(name, "stopped")
     }
 
