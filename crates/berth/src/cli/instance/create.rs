@@ -1,6 +1,6 @@
 //! `run` and `launch`: from an image to a running instance.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use api::{
     ImagePull, InstanceCreate, InstanceDetail, InstanceSpec, Kind, WaitFor,
@@ -9,7 +9,7 @@ use api::{
 };
 use clap::{Args, ValueEnum};
 
-use super::spec::SpecArgs;
+use super::{boot, spec::SpecArgs};
 use crate::cli::{
     Context, complete,
     exit::{Exit, Failure, Outcome},
@@ -200,6 +200,12 @@ impl LaunchArgs {
             };
             let ready = cx.client.wait_instance(&name, until, self.timeout).await;
             let ready = ready.map_err(|error| not_ready(error.into(), &name))?;
+            let deadline = begun + Duration::from_secs(self.timeout);
+            if !checked && boot::wait(cx, &name, deadline).await?.as_deref() == Some("degraded") {
+                cx.note(&format!(
+                    "some of its services failed: berth exec {name} systemctl --failed"
+                ));
+            }
             let addresses = ready.instance.addresses.join(" ");
             cx.note(&format!(
                 "{mark} ready in {:.1} s   {}",

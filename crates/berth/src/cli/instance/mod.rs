@@ -1,5 +1,6 @@
 //! The verbs: everything done to instances.
 
+mod boot;
 pub mod create;
 pub mod edit;
 pub mod exec;
