@@ -83,18 +83,10 @@ async fn answer(
         Ok(found) => pass(request, found, peer, shared, gate, &id).await,
         Err(problem) => Err(problem),
     };
-    let mut response = match &served {
-        Ok(_) => None,
-        Err(problem) => Some(reply::problem(problem)),
+    let (mut response, scope, problem) = match served {
+        Ok((response, scope)) => (response, scope, None),
+        Err(problem) => (reply::problem(&problem), None, Some(problem)),
     };
-    let (scope, problem) = match served {
-        Ok((good, scope)) => {
-            response = Some(good);
-            (scope, None)
-        }
-        Err(problem) => (None, Some(problem)),
-    };
-    let mut response = response.unwrap_or_else(|| Response::new(Body::Full(None)));
     if response.status() == 405
         && let Ok(allowed) = HeaderValue::from_str(&Router::get().allowed(&path))
     {

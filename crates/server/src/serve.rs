@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
@@ -88,6 +89,7 @@ async fn accept(listener: Listener, shared: Shared, gate: Arc<Gate>, by_address:
         };
         let accepted = match accepted {
             Ok(accepted) => accepted,
+            Err(error) if is_the_peers(&error) => continue,
             Err(error) => {
                 tracing::warn!(%error, address = listener.address(), "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -108,6 +110,17 @@ async fn accept(listener: Listener, shared: Shared, gate: Arc<Gate>, by_address:
             shared.metrics.connections.fetch_sub(1, Relaxed);
         });
     }
+}
+
+/// Whether an accept failed because that one peer left, which says nothing of the next.
+fn is_the_peers(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::NotConnected
+            | io::ErrorKind::Interrupted
+    )
 }
 
 async fn one(accepted: Accepted, shared: Shared, gate: &Gate) {

@@ -147,7 +147,8 @@ impl Listener {
             }
             Kind::Tls(listener, acceptor) => {
                 let (stream, address) = listener.accept().await?;
-                stream.set_nodelay(true)?;
+                // Fails only for a peer that is gone already; the handshake will notice.
+                let _ = stream.set_nodelay(true);
                 Ok(Accepted::Tls(Tls {
                     stream,
                     acceptor: acceptor.clone(),
