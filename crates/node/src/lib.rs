@@ -17,11 +17,13 @@ pub mod cache;
 pub mod clock;
 pub mod directory;
 mod error;
+pub mod files;
 mod health;
 mod kicks;
 mod pass;
 pub mod paths;
 mod resolve;
+mod roots;
 pub mod tables;
 mod wiring;
 
@@ -37,6 +39,7 @@ pub use error::NodeError;
 pub use kicks::Kicks;
 pub use paths::Paths;
 pub use resolve::ExecRequest;
+pub use roots::{Access, OpenRoot};
 pub use wiring::{Wiring, WiringError, gateways};
 
 /// What a node is made of.
@@ -84,6 +87,8 @@ struct Inner {
     health: std::sync::Mutex<HashMap<InstanceId, tokio::task::AbortHandle>>,
     /// Generations whose records are known to be in their directories.
     written: std::sync::Mutex<HashMap<InstanceId, u64>>,
+    /// Who copies files.
+    roots: roots::Roots,
     notices: broadcast::Sender<Notice>,
 }
 
@@ -102,6 +107,7 @@ impl Node {
                 locks: std::sync::Mutex::default(),
                 health: std::sync::Mutex::default(),
                 written: std::sync::Mutex::default(),
+                roots: roots::Roots::default(),
                 notices: broadcast::channel(4096).0,
             }),
         };
@@ -149,6 +155,7 @@ impl Node {
         let _turn = self.turn(id).await;
         self.stop_health(id);
         self.engine().remove(id).await.map_err(NodeError::Engine)?;
+        self.inner.roots.close(id).await?;
         self.parts().wiring.detach(id).await?;
         Ok(())
     }
@@ -157,6 +164,7 @@ impl Node {
     pub fn forget(&self, id: InstanceId) {
         lock(&self.inner.locks).remove(&id);
         lock(&self.inner.written).remove(&id);
+        self.inner.roots.forget(id);
     }
 
     /// Waits for one's turn with an instance: passes and operations never touch one at once.

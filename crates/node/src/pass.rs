@@ -129,6 +129,8 @@ impl Node {
     /// Sets a guest up and joins it to its network.
     async fn prepare(&self, record: &InstanceRecord) -> Result<Observed, NodeError> {
         let guest = self.resolve(record).await?;
+        // Its root is mounted once at a time.
+        self.inner.roots.close(record.id).await?;
         let engine = self.engine();
         let seen = engine
             .ensure(&guest, Target::Prepared)
