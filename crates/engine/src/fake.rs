@@ -20,7 +20,8 @@ use tokio::sync::{broadcast, mpsc};
 
 use crate::{
     Capabilities, Changed, Engine, EngineError, Guest, GuestProcess, GuestProcessInfo, GuestState,
-    GuestStats, Input, LogLine, LogRequest, Observed, Output, RootView, Session, SessionEnd, Target,
+    GuestStats, Input, LogLine, LogRequest, Observed, Output, RootView, Session, SessionEnd,
+    Target,
 };
 
 #[derive(Debug)]

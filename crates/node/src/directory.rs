@@ -257,7 +257,7 @@ mod tests {
         make(&paths, &record, &["10.77.0.1".parse().unwrap()]).unwrap();
         make(&paths, &record, &["10.77.0.1".parse().unwrap()]).unwrap();
         let found = scan(&paths).unwrap();
-        assert_eq!(found.records, [record.clone()]);
+        assert_eq!(found.records, std::slice::from_ref(&record));
         let resolv = own_file(&paths.instance(record.id), "resolv.conf");
         assert!(
             fs::read_to_string(resolv)

@@ -301,7 +301,8 @@ fn process(
             .or_else(|| from_image(&image.working_dir))
             .unwrap_or_else(|| "/".to_owned()),
         terminal,
-        stdin: asked.stdin,
+        // Who attaches to an init's console can log in there.
+        stdin: asked.stdin || spec.kind == Kind::System,
         size: None,
     })
 }

@@ -30,7 +30,10 @@ fn entries(tar: &[u8]) -> Vec<Entry> {
     std::iter::from_fn(|| reader.next_entry().unwrap()).collect()
 }
 
-fn archive(list: &[(Entry, &[u8])]) -> Vec<u8> {
+/// An entry and its data.
+type Member<'a> = (Entry, &'a [u8]);
+
+fn archive(list: &[Member<'_>]) -> Vec<u8> {
     let mut writer = Writer::new(Vec::new());
     for (entry, data) in list {
         writer.entry(entry).unwrap();
@@ -230,7 +233,7 @@ fn hostile_entries_are_refused_by_name() {
     let hard = |path, to| (entry(Kind::HardLink, path, to), &b""[..]);
     let bare = |kind, path| (entry(kind, path, ""), &b""[..]);
     let plain = |path| (file(path), &b"evil"[..]);
-    let hostile: Vec<(&str, Vec<(Entry, &[u8])>)> = vec![
+    let hostile: Vec<(&str, Vec<Member<'_>>)> = vec![
         ("../mine", vec![plain("../mine")]),
         ("a/../../x", vec![plain("a/../../x")]),
         ("/outside/x", vec![plain("/outside/x")]),
@@ -455,7 +458,7 @@ proptest! {
         noise in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
     ) {
         let kinds = [Kind::File, Kind::Directory, Kind::Symlink, Kind::HardLink, Kind::Fifo, Kind::File];
-        let list: Vec<(Entry, &[u8])> = list
+        let list: Vec<Member<'_>> = list
             .iter()
             .map(|(kind, path, link)| match kinds[usize::from(*kind)] {
                 Kind::File => (file(path), &b"evil"[..]),
