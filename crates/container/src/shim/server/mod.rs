@@ -94,6 +94,7 @@ impl Server {
         let ready = create::listen(&dir.join(SOCKET_FILE)).and_then(|listener| {
             let mut session =
                 Session::new(pid, ours, console).map_err(system("prepare the streams"))?;
+            session.anchor().map_err(system("hold the terminal"))?;
             if !config.stdin_open {
                 // A terminal would take input otherwise.
                 session.input = None;
@@ -286,7 +287,7 @@ impl Server {
             return;
         };
         session.flush_input();
-        if flags.intersects(Flags::ERR) {
+        if flags.intersects(Flags::ERR) && !session.has_terminal() {
             session.input = None;
         }
     }
@@ -334,7 +335,7 @@ impl Server {
                 .unwrap_or(255);
             let known = self.sessions.iter_mut().enumerate().find_map(|(i, s)| {
                 let session = s.as_mut().filter(|s| s.pid == pid && s.ended.is_none())?;
-                session.ended = Some((code, signal));
+                session.end(code, signal);
                 Some(i)
             });
             match known {

@@ -29,6 +29,8 @@ pub(super) struct Session {
     pub(super) outputs: [Option<Output>; 2],
     /// The terminal, if it has one.
     console: Option<OwnedFd>,
+    /// The terminal's other side, held open; see [`Session::anchor`].
+    anchor: Option<OwnedFd>,
     /// How it ended: code and signal.
     pub(super) ended: Option<(i32, Option<i32>)>,
 }
@@ -130,8 +132,26 @@ impl Session {
             }),
             outputs: [output.map(reader), errors.map(reader)],
             console,
+            anchor: None,
             ended: None,
         })
+    }
+
+    /// Keeps the terminal alive while nobody uses it, until [`Session::end`]: an init closes its
+    /// console and opens it again as it likes.
+    pub(super) fn anchor(&mut self) -> Result<(), Errno> {
+        use rustix::pty::OpenptFlags;
+        if let Some(console) = &self.console {
+            let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+            self.anchor = Some(rustix::pty::ioctl_tiocgptpeer(console, flags)?);
+        }
+        Ok(())
+    }
+
+    /// Notes how the process ended. What it wrote can still be read.
+    pub(super) fn end(&mut self, code: i32, signal: Option<i32>) {
+        self.ended = Some((code, signal));
+        self.anchor = None;
     }
 
     /// Whether the process has a terminal.
@@ -181,7 +201,11 @@ impl Session {
                 Ok(n) => drop(input.pending.drain(..n)),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return,
-                // Nobody reads any more.
+                // Nobody reads any more. A terminal may find another reader.
+                Err(_) if self.console.is_some() => {
+                    input.pending = Vec::new();
+                    return;
+                }
                 Err(_) => {
                     self.input = None;
                     return;
@@ -225,7 +249,12 @@ impl Session {
             (false, _) => Taken::Data(data),
             (true, false) => Taken::Nothing,
             (true, true) => {
-                self.outputs[n] = None;
+                match self.has_terminal() {
+                    // All of it: its descriptors are copies of one, which epoll would go on
+                    // watching for as long as any of them is open.
+                    true => self.hang_up(),
+                    false => self.outputs[n] = None,
+                }
                 Taken::End
             }
         }
