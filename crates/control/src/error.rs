@@ -1,6 +1,7 @@
 //! From errors of the crates below to answers for the user.
 
 use api::{ErrorCode, Problem, error::FieldProblem};
+pub(crate) use model::chain;
 use model::validate::Invalid;
 
 /// Why control could not be opened.
@@ -18,18 +19,6 @@ pub enum OpenError {
     /// The operations are defined wrongly: a fault of this program.
     #[error(transparent)]
     Definitions(#[from] workflow::BuildError),
-}
-
-/// An error and its causes on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// A fault of the daemon or its store.

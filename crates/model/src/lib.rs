@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod chain;
 pub mod id;
 pub mod instance;
 pub mod name;
@@ -18,6 +19,7 @@ pub mod units;
 pub mod validate;
 pub mod volume;
 
+pub use chain::chain;
 pub use id::InstanceId;
 pub use instance::{
     InstanceSpec,

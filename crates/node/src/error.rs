@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+pub(crate) use model::chain;
+
 use crate::WiringError;
 
 /// Why the node could not do as asked.
@@ -65,16 +67,4 @@ impl NodeError {
             source,
         }
     }
-}
-
-/// An error and its causes on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

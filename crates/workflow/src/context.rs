@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use model::chain;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -11,7 +12,7 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::operation::{MAX_OUTPUT_BYTES, Operation, OperationId, Progress, shorten};
-use crate::step::{StepError, chain};
+use crate::step::StepError;
 
 /// Observers see progress at most this often.
 pub(crate) const PROGRESS_EVERY: Duration = Duration::from_millis(100);

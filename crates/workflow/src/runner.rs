@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
+use model::chain;
 use store::{CommitError, ReadError, Revision, Txn, crash};
 
 use crate::context::{Context, Live, PROGRESS_EVERY};
@@ -17,7 +18,7 @@ use crate::engine::Core;
 use crate::operation::{
     CANCELS, Ending, Failure, OPERATIONS, Operation, Progress, State, now, shorten,
 };
-use crate::step::{AnyStep, StepError, chain};
+use crate::step::{AnyStep, StepError};
 
 /// How often the transaction that ends an operation is tried when it conflicts.
 const FINISH_ATTEMPTS: u32 = 20;

@@ -1,9 +1,10 @@
 //! What a step is: a name, a way forward and a way back, both idempotent.
 
 use std::error::Error;
-use std::fmt::{Display, Write as _};
+use std::fmt::Display;
 use std::time::Duration;
 
+use model::chain;
 use store::{BoxFuture, CommitError, ReadError, Store, TableError, Txn};
 
 use crate::context::Context;
@@ -77,18 +78,6 @@ impl From<TableError> for StepError {
             error => Self::because(&error),
         }
     }
-}
-
-/// An error with its causes: "what: why: why".
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        // Writing to a string cannot fail.
-        let _ = write!(text, ": {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// One step of an operation.
