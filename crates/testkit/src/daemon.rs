@@ -317,7 +317,9 @@ impl Daemon {
             self.restart()?;
         }
         for name in self.berth(&["list", "-o", "name"])?.lines() {
-            self.berth(&["rm", "-f", name])?;
+            let said = self.run(&["rm", "-f", name])?;
+            // What goes away with its program may have gone just now.
+            ensure!(said.code == 0 || said.code == 3, "rm {name}: {said:?}");
         }
         for name in self.berth(&["network", "list", "-o", "name"])?.lines() {
             self.berth(&["network", "rm", name])?;

@@ -1,6 +1,8 @@
 //! A real registry: Debian's `docker-registry`, without TLS, on loopback of a network namespace.
 
-use std::fs;
+use std::{fs, path::PathBuf};
+
+use anyhow::Context as _;
 
 use crate::{Background, Netns};
 
@@ -8,7 +10,7 @@ use crate::{Background, Netns};
 #[derive(Debug)]
 pub struct Registry {
     _process: Background,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Registry {
@@ -41,8 +43,29 @@ impl Registry {
         let process = Background::start(command, &log, answers)?;
         Ok(Self {
             _process: process,
-            _directory: directory,
+            directory,
         })
+    }
+
+    /// The file that holds the largest blob, for tests that damage it.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn largest_blob(&self) -> anyhow::Result<PathBuf> {
+        let mut blobs = Vec::new();
+        let mut open = vec![self.directory.path().join("data")];
+        while let Some(directory) = open.pop() {
+            for entry in fs::read_dir(directory)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    open.push(entry.path());
+                } else if entry.file_name() == "data" {
+                    blobs.push((entry.metadata()?.len(), entry.path()));
+                }
+            }
+        }
+        let largest = blobs.into_iter().max();
+        Ok(largest.context("the registry is empty")?.1)
     }
 }
 

@@ -61,3 +61,13 @@ pub fn status(daemon: &Daemon, name: &str) -> String {
     let shown = daemon.inspect(name).unwrap();
     shown["status"].as_str().unwrap_or_default().to_owned()
 }
+
+/// Takes all images away, once what `--rm` removes is gone.
+pub fn clear_images(daemon: &Daemon) {
+    until_so("--rm removes it", || daemon.list().unwrap().is_empty());
+    let names = daemon.berth(&["image", "list", "-o", "name"]).unwrap();
+    for name in names.lines() {
+        daemon.berth(&["image", "rm", name]).unwrap();
+    }
+    daemon.berth(&["image", "gc"]).unwrap();
+}

@@ -6,4 +6,13 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
+mod crash;
+mod images;
 mod lifecycle;
+mod limits;
+mod network;
+mod recover;
+mod refusals;
+mod software;
+mod tokens;
+mod volumes;

@@ -1,0 +1,206 @@
+//! Networks: names, published ports, separation, and addresses that are nobody else's.
+
+use std::collections::BTreeSet;
+
+use testkit::Daemon;
+
+use crate::common::{daemon, until, until_so};
+
+const SERVE: &str = "mkdir -p /w; hostname > /w/index.html; exec httpd -f -h /w -p 80";
+
+fn addresses(daemon: &Daemon, name: &str) -> Vec<String> {
+    let shown = daemon.inspect(name).unwrap();
+    let all = shown["addresses"].as_array().unwrap();
+    all.iter()
+        .map(|it| it.as_str().unwrap().to_owned())
+        .collect()
+}
+
+/// What a program in the daemon's namespace, the outside of its containers, gets from a URL.
+fn outside(daemon: &Daemon, url: &str) -> Option<String> {
+    let mut curl = daemon.netns().command("curl");
+    let output = curl.args(["-gfs", "-m", "2", url]).output().unwrap();
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8(output.stdout).unwrap())
+}
+
+#[test]
+fn containers_find_each_other_and_are_found() {
+    let Some(daemon) = daemon("containers_find_each_other") else {
+        return;
+    };
+    let words = [
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "-p",
+        "8080:80",
+        "-p",
+        "127.0.0.1:8081:80",
+        "busybox",
+        "sh",
+        "-c",
+    ];
+    daemon.berth(&[&words[..], &[SERVE]].concat()).unwrap();
+    daemon
+        .berth(&["run", "-d", "--name", "box", "busybox", "sleep", "1000"])
+        .unwrap();
+    let inside = |words: &[&str]| daemon.run(&[&["exec", "box"], words].concat()).unwrap();
+    until_so("the server listens", || {
+        inside(&["wget", "-qO-", "http://web/"]).out == "web\n"
+    });
+    let [v4, v6] = <[String; 2]>::try_from(addresses(&daemon, "web")).unwrap();
+    let names = inside(&["nslookup", "web"]).out;
+    assert!(names.contains(&v4) && names.contains(&v6), "{names}");
+    assert_eq!(inside(&["ping", "-c", "1", "-W", "5", &v6]).code, 0);
+    assert_eq!(
+        inside(&["wget", "-qO-", &format!("http://[{v6}]/")]).out,
+        "web\n"
+    );
+    // From the host itself, by any of its addresses; from a container, by the gateway's.
+    let gateway = format!("{}.1", v4.rsplit_once('.').unwrap().0);
+    for url in [
+        "http://127.0.0.1:8080/".to_owned(),
+        "http://localhost:8080/".to_owned(),
+        "http://127.0.0.1:8081/".to_owned(),
+        format!("http://{gateway}:8080/"),
+        format!("http://[{}::1]:8080/", v6.split_once("::").unwrap().0),
+    ] {
+        assert_eq!(outside(&daemon, &url).as_deref(), Some("web\n"), "{url}");
+    }
+    assert_eq!(
+        inside(&["wget", "-qO-", &format!("http://{gateway}:8080/")]).out,
+        "web\n"
+    );
+    // Published on one address only.
+    assert_eq!(outside(&daemon, &format!("http://{gateway}:8081/")), None);
+    let taken = daemon
+        .run(&["run", "-d", "-p", "8080:81", "busybox", "true"])
+        .unwrap();
+    assert_eq!(taken.code, 4, "{taken:?}");
+
+    // Gone with the instance: name, port, rules.
+    daemon.berth(&["rm", "-f", "web"]).unwrap();
+    assert_ne!(inside(&["nslookup", "web"]).code, 0);
+    assert_eq!(outside(&daemon, "http://127.0.0.1:8080/"), None);
+    let rules = daemon
+        .netns()
+        .command("nft")
+        .args(["list", "ruleset"])
+        .output()
+        .unwrap();
+    assert!(!String::from_utf8(rules.stdout).unwrap().contains("8080"));
+}
+
+#[test]
+fn networks_are_separated() {
+    let Some(daemon) = daemon("networks_are_separated") else {
+        return;
+    };
+    daemon
+        .berth(&["network", "create", "--ipv4", "10.81.0.0/24", "back"])
+        .unwrap();
+    let words = [
+        "run", "-d", "--name", "web", "-p", "8080:80", "busybox", "sh", "-c", SERVE,
+    ];
+    daemon.berth(&words).unwrap();
+    for (name, network) in [("near", "default"), ("far", "back"), ("alone", "none")] {
+        let words = [
+            "run",
+            "-d",
+            "--name",
+            name,
+            "--network",
+            network,
+            "busybox",
+            "sleep",
+            "1000",
+        ];
+        daemon.berth(&words).unwrap();
+    }
+    let address = addresses(&daemon, "web").remove(0);
+    let reach = |from: &str, target: &str, port: &str| {
+        let script = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 {target} {port}");
+        daemon.run(&["exec", from, "sh", "-c", &script]).unwrap()
+    };
+    until_so("the server listens", || {
+        reach("near", &address, "80").out.contains("web")
+    });
+    assert!(
+        !reach("far", &address, "80").out.contains("web"),
+        "networks reach each other"
+    );
+    assert!(!reach("alone", &address, "80").out.contains("web"));
+    assert_ne!(
+        daemon
+            .run(&["exec", "far", "nslookup", "web"])
+            .unwrap()
+            .code,
+        0
+    );
+    // But what is published, is so for all.
+    assert!(reach("far", "10.81.0.1", "8080").out.contains("web"));
+    let links = daemon
+        .berth(&["exec", "alone", "ls", "/sys/class/net"])
+        .unwrap();
+    assert!(!links.contains("eth"), "{links}");
+    let used = daemon.run(&["network", "rm", "back"]).unwrap();
+    assert_eq!(used.code, 4, "{used:?}");
+}
+
+#[test]
+fn no_address_is_ever_handed_out_twice() {
+    let Some(mut daemon) = daemon("no_address_is_ever_handed_out_twice") else {
+        return;
+    };
+    let mut seen = BTreeSet::new();
+    for round in 0..4 {
+        let mut children: Vec<_> = (0..4)
+            .map(|n| {
+                let name = format!("box-{round}-{n}");
+                let words = ["run", "-d", "--name", &name, "busybox", "sleep", "1000"];
+                let mut command = daemon.command(&words);
+                command
+                    .stdout(std::process::Stdio::null())
+                    .stderr(std::process::Stdio::null());
+                command.spawn().unwrap()
+            })
+            .collect();
+        // Somewhere in the middle of them.
+        std::thread::sleep(std::time::Duration::from_millis(40 * round));
+        daemon.kill();
+        for child in &mut children {
+            child.wait().unwrap();
+        }
+        daemon.restart().unwrap();
+        until("operations end", || {
+            let all = daemon.list().unwrap();
+            all.iter()
+                .all(|(_, status)| status != "creating")
+                .then_some(())
+        });
+    }
+    for (name, status) in daemon.list().unwrap() {
+        if status == "stopped" {
+            daemon.berth(&["start", &name]).unwrap();
+        }
+        for address in addresses(&daemon, &name) {
+            assert!(
+                seen.insert(address.clone()),
+                "{address} is {name}'s and another's"
+            );
+        }
+        // What the record says is what the kernel has.
+        let links = daemon
+            .berth(&["exec", &name, "ip", "addr", "show", "eth0"])
+            .unwrap();
+        let mine = addresses(&daemon, &name);
+        assert!(
+            mine.iter().all(|it| links.contains(&**it)),
+            "{name}: {mine:?} {links}"
+        );
+    }
+}

@@ -1,0 +1,180 @@
+//! Requests that are wrong: each has its code, says what is wrong, and leaves nothing behind.
+
+use std::{
+    io::Write as _,
+    process::{Command, Stdio},
+};
+
+use serde_json::{Value, json};
+use testkit::Daemon;
+
+use crate::common::daemon;
+
+/// Sends a request with a body; the status and the answer.
+fn send(daemon: &Daemon, words: &[&str], path: &str, body: &[u8]) -> (u16, Value) {
+    let mut curl = Command::new("curl");
+    curl.args(["-sS", "-w", "\n%{http_code}", "--unix-socket"]);
+    curl.arg(daemon.run_dir().join("berth.sock"));
+    curl.args(words).args(["--data-binary", "@-"]);
+    curl.arg(format!("http://berth{path}"));
+    let mut child = curl
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(body).unwrap();
+    let text = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+    let (answer, status) = text.rsplit_once('\n').unwrap();
+    (
+        status.parse().unwrap(),
+        serde_json::from_str(answer).unwrap_or(Value::Null),
+    )
+}
+
+const JSON: [&str; 2] = ["-H", "Content-Type: application/json"];
+
+#[test]
+fn wrong_requests_are_refused_and_leave_nothing() {
+    if testkit::lacks("wrong_requests_are_refused", &["curl"]) {
+        return;
+    }
+    let Some(daemon) = daemon("wrong_requests_are_refused") else {
+        return;
+    };
+    let spec = |more: Value| {
+        let mut spec = json!({"image": "busybox"});
+        spec.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        json!({"name": "bad", "spec": spec})
+            .to_string()
+            .into_bytes()
+    };
+    let mount = |mount: Value| spec(json!({"mounts": [mount]}));
+    let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    // What is sent, the status, and a word of the answer.
+    let table: Vec<(Vec<u8>, u16, &str)> = vec![
+        (b"{".to_vec(), 400, "not valid JSON"),
+        (b"\xff\xfe".to_vec(), 400, "not valid JSON"),
+        (deep.into_bytes(), 400, ""),
+        (vec![b' '; 2 << 20], 413, "larger than"),
+        (
+            json!({"spec": {"image": "busybox"}, "nmae": "x"})
+                .to_string()
+                .into_bytes(),
+            400,
+            "name",
+        ),
+        (spec(json!({"comand": ["x"]})), 400, "command"),
+        (
+            json!({"name": "../x", "spec": {"image": "busybox"}})
+                .to_string()
+                .into_bytes(),
+            400,
+            "name",
+        ),
+        (
+            json!({"name": "A".repeat(5000), "spec": {"image": "busybox"}})
+                .to_string()
+                .into_bytes(),
+            400,
+            "name",
+        ),
+        (spec(json!({"image": ""})), 400, "image"),
+        (spec(json!({"memory": "1"})), 400, "memory"),
+        (spec(json!({"memory": "-5M"})), 400, "memory"),
+        (spec(json!({"cpus": -1.0})), 400, "cpus"),
+        (spec(json!({"cap_add": ["FLY"]})), 400, "cap_add"),
+        (
+            spec(json!({"sysctls": {"kernel.panic": "1"}})),
+            400,
+            "sysctls",
+        ),
+        (spec(json!({"stop_signal": "SIGNOTHING"})), 400, "signal"),
+        (spec(json!({"workdir": "tmp"})), 400, "workdir"),
+        (spec(json!({"env": {"A=B": "c"}})), 400, "env"),
+        (spec(json!({"restart": "maybe"})), 400, "restart"),
+        (spec(json!({"network": "none-such"})), 404, "none-such"),
+        (spec(json!({"address": "10.99.99.1"})), 400, "address"),
+        (spec(json!({"address": "10.99.99"})), 400, "address"),
+        (
+            spec(json!({"ports": [{"host_port": 0, "port": 80}]})),
+            400,
+            "port",
+        ),
+        (
+            mount(json!({"type": "bind", "source": "here", "target": "/x"})),
+            400,
+            "source",
+        ),
+        (
+            mount(json!({"type": "bind", "source": "/tmp", "target": "/a/../../b"})),
+            400,
+            "target",
+        ),
+        (
+            mount(json!({"type": "volume", "source": "../v", "target": "/x"})),
+            400,
+            "source",
+        ),
+        (
+            mount(json!({"type": "tmpfs", "target": "/"})),
+            400,
+            "target",
+        ),
+        (
+            mount(json!({"type": "tmpfs", "target": "/x", "size": "lots"})),
+            400,
+            "size",
+        ),
+    ];
+    let mut wrong = Vec::new();
+    for (body, status, word) in table {
+        let (answered, answer) = send(&daemon, &JSON, "/v1/instances?wait_s=20", &body);
+        if answered != status || !answer.to_string().contains(word) || answer["detail"].is_null() {
+            let body = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
+            wrong.push(format!(
+                "{body}: {answered} {answer}, not {status} with {word:?}"
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+
+    for (words, path, status) in [
+        (&["-X", "GET"][..], "/v1/instances?bogus=1", 400),
+        (&["-X", "GET"], "/v1/nothing", 404),
+        (&["-X", "DELETE"], "/v1/instances", 405),
+        (&["-X", "GET"], "/v1/instances/%2e%2e%2fx", 404),
+        (&["-X", "POST"], "/v1/instances", 400),
+        (&["-X", "POST"], "/v1/instances/none/start", 404),
+    ] {
+        let (answered, answer) = send(&daemon, words, path, b"");
+        let fine = answered == status || (status == 404 && answered == 400);
+        assert!(fine, "{words:?} {path}: {answered} {answer}, not {status}");
+    }
+    assert!(daemon.list().unwrap().is_empty());
+    assert_eq!(daemon.berth(&["volume", "list", "-o", "name"]).unwrap(), "");
+
+    // What only shows when it is tried: said by the command, and the instance is gone with it.
+    for (words, word) in [
+        (&["--pull", "never", "no-such-image"][..], "no-such-image"),
+        (&["-v", "/no/such/place:/x", "busybox"], "/no/such/place"),
+        (&["--user", "nobodyhere", "busybox"], "nobodyhere"),
+        (&["--device", "/dev/nothing", "busybox"], "/dev/nothing"),
+        (&["busybox", "/bin/nothing"], "/bin/nothing"),
+        (&["--workdir", "/bin/busybox", "busybox"], "/bin/busybox"),
+    ] {
+        let said = daemon.run(&[&["run", "--rm"], words].concat()).unwrap();
+        assert!(
+            said.code != 0 && said.err.contains(word),
+            "{words:?}: {said:?}"
+        );
+    }
+    crate::common::until_so("nothing stays", || daemon.list().unwrap().is_empty());
+    let left = daemon.leftovers();
+    let left: Vec<_> = left
+        .iter()
+        .filter(|it| it.starts_with("mount") || it.starts_with("cgroup") || it.starts_with("file"))
+        .collect();
+    assert!(left.is_empty(), "{left:#?}");
+}
