@@ -210,10 +210,10 @@ fn import(
         ..image::ImportOptions::default()
     };
     let imported = match images.import_archive(open()?, &options, job) {
-        Err(image::ImportError::Format(_)) if name.is_some() => images
+        Err(image::ImportError::NoImage(_)) if name.is_some() => images
             .import_rootfs(open()?, &options, job)
             .map(|digest| vec![digest]),
-        Err(image::ImportError::Format(reason)) => {
+        Err(image::ImportError::NoImage(reason)) => {
             return Err(StepError::permanent(format!(
                 "the archive holds no image ({reason}); if it is a root file system, give it a name"
             )));

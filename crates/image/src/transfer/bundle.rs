@@ -80,7 +80,7 @@ impl Bundle {
             };
             members.insert(name, member);
             if members.len() > MAX_FILES {
-                return Err(ImportError::Format(format!(
+                return Err(ImportError::NoImage(format!(
                     "it has more than {MAX_FILES} files"
                 )));
             }

@@ -1,6 +1,7 @@
 //! Import: OCI layouts, `docker save` archives, root file systems.
 
 use std::{
+    collections::BTreeSet,
     io::{BufReader, Read},
     path::Path,
 };
@@ -45,7 +46,10 @@ pub struct ImportOptions {
 /// An import failed; the store is as before.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// Neither an OCI layout nor a docker archive, or a broken one.
+    /// Neither an OCI layout nor a docker archive; it may be a root file system.
+    #[error("this is not an image archive: {0}; `podman save` and `docker save` write usable ones")]
+    NoImage(String),
+    /// A broken OCI layout or docker archive.
     #[error(
         "this is not a usable image archive: {0}; `podman save` and `docker save` write usable ones"
     )]
@@ -190,7 +194,7 @@ impl Importer<'_> {
             };
         }
         let Some(bytes) = self.bundle.read("manifest.json", limits.manifest_bytes)? else {
-            return Err(ImportError::Format(
+            return Err(ImportError::NoImage(
                 "it has neither index.json nor manifest.json".into(),
             ));
         };
@@ -223,7 +227,9 @@ impl Importer<'_> {
             index.select(&wanted)?;
             return Err(ImportError::Format("index.json lists no images".into()));
         }
-        self.one_name(entries.len())?;
+        // An image with several names is listed once for each.
+        let distinct: BTreeSet<Digest> = entries.iter().map(|entry| entry.digest).collect();
+        self.one_name(distinct.len())?;
         let mut images = Vec::new();
         for entry in entries {
             let names = self.layout_names(entry);
