@@ -1,6 +1,8 @@
 //! Another spec for an instance: a merge patch (RFC 7396) against the wire document, so that
 //! `set`, `edit` and any client change the same thing the same way.
 
+use std::time::Duration;
+
 use api::{ErrorCode, InstanceDetail, Problem};
 use model::{InstanceSpec, record::InstanceRecord};
 use serde_json::Value;
@@ -10,6 +12,9 @@ use crate::{
     error::{invalid, wrong_field},
     wire::{self, from_wire, to_wire},
 };
+
+/// Most time an answer waits for the node to bring a change into force; it goes on after.
+const IN_FORCE: Duration = Duration::from_secs(10);
 
 impl Control {
     pub(crate) async fn set(
@@ -31,6 +36,7 @@ impl Control {
                 Ok(())
             })
             .await?;
+        self.wait_in_force(&record, IN_FORCE).await?;
         self.detail(&record).await
     }
 }

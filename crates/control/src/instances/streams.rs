@@ -1,5 +1,7 @@
 //! Attach, exec and logs: an engine's channels as the API's.
 
+use std::time::Duration;
+
 use api::{
     ErrorCode, Problem, Process,
     service::{ByteStream, FromClient, LogQuery, Socket, ToClient},
@@ -18,6 +20,8 @@ use crate::{
 
 /// Messages in flight each way.
 const IN_FLIGHT: usize = 32;
+/// Most time the end of a program is held back until it is recorded.
+const RECORDED: Duration = Duration::from_secs(5);
 
 impl Control {
     pub(crate) async fn attach(&self, name: &str, request: Attach) -> Result<Socket, Problem> {
@@ -34,7 +38,7 @@ impl Control {
         if request.start {
             self.start(name, None).await?;
         }
-        Ok(self.socket(record.id, session))
+        Ok(self.socket(record.id, session, !record.spec.remove_on_exit))
     }
 
     pub(crate) async fn exec(&self, name: &str, process: Process) -> Result<Socket, Problem> {
@@ -59,17 +63,21 @@ impl Control {
         Ok(self.socket(
             record.id,
             session.map_err(|error| from_engine(name, error))?,
+            false,
         ))
     }
 
-    /// Joins an engine's session to the API's channels.
-    fn socket(&self, id: InstanceId, session: Session) -> Socket {
+    /// Joins an engine's session to the API's channels. Whether the end is told only once it is
+    /// recorded, so that who hears of it finds the instance stopped.
+    fn socket(&self, id: InstanceId, session: Session, recorded: bool) -> Socket {
         let (input, from_client) = mpsc::channel(IN_FLIGHT);
         let (to_client, output) = mpsc::channel(IN_FLIGHT);
         tokio::spawn(carry_input(from_client, session.input));
         let control = self.clone();
         tokio::spawn(async move {
-            control.carry_output(id, session.output, to_client).await;
+            control
+                .carry_output(id, session.output, to_client, recorded)
+                .await;
         });
         Socket { input, output }
     }
@@ -79,12 +87,16 @@ impl Control {
         id: InstanceId,
         mut output: mpsc::Receiver<Output>,
         to_client: mpsc::Sender<ToClient>,
+        recorded: bool,
     ) {
         while let Some(output) = output.recv().await {
             let message = match output {
                 Output::Stdout(bytes) => ToClient::Stdout(bytes),
                 Output::Stderr(bytes) => ToClient::Stderr(bytes),
                 Output::End(SessionEnd::Exited { code }) => {
+                    if recorded {
+                        self.wait_ended(id, RECORDED).await;
+                    }
                     ToClient::Control(Message::Exited { code })
                 }
                 Output::End(SessionEnd::Lost(reason)) => ToClient::Control(Message::Problem {

@@ -38,6 +38,36 @@ impl Control {
         .await
     }
 
+    /// Waits, but not for ever, until the node has seen a change: what it means for what runs is
+    /// then in force, or the status says why not.
+    pub(crate) async fn wait_in_force(
+        &self,
+        changed: &InstanceRecord,
+        timeout: Duration,
+    ) -> Result<(), Problem> {
+        let generation = changed.generation;
+        let seen = self.wait_until(changed.id, timeout, move |record, status| {
+            record.is_none_or(|record| record.state != RecordState::Ready)
+                || status.is_some_and(|status| status.generation >= generation)
+        });
+        match seen.await {
+            Err(problem) if problem.code != ErrorCode::Timeout => Err(problem),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits, but not for ever, until the end of a run is recorded, or another has begun.
+    pub(crate) async fn wait_ended(&self, id: InstanceId, timeout: Duration) {
+        // Whoever waits is told of the end in any case.
+        let _ = self
+            .wait_until(id, timeout, |record, status| {
+                let phase = record.map(|record| wire::phase(record, status));
+                phase.is_none_or(|phase| !phase.is_live())
+                    || status.is_some_and(|status| status.restart_at.is_some())
+            })
+            .await;
+    }
+
     async fn wait_until(
         &self,
         id: InstanceId,
