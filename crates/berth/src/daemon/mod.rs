@@ -261,8 +261,8 @@ async fn listeners(args: &DaemonArgs, paths: &Paths) -> Result<Vec<Listener>> {
     }
     if let Some(identity) = &identity {
         tracing::info!(
-            fingerprint = identity.fingerprint(),
-            "certificate (SHA-256)"
+            fingerprint = format!("sha256:{}", identity.fingerprint()),
+            "certificate, for BERTH_FINGERPRINT"
         );
         for address in &args.listen {
             listeners.push(Listener::tls(*address, identity).await?);
