@@ -237,7 +237,8 @@ impl Cgroup {
             .map_err(|errno| FileError::new("open", &node.dir, errno))
     }
 
-    /// Puts a process (all its threads) into the group in every hierarchy. `pid` 0 is the caller.
+    /// Puts a process (all its threads) into the group in every hierarchy. `pid` 0 is the caller;
+    /// one with a single thread had better use [`Cgroup::enter_v1`].
     ///
     /// # Errors
     /// [`JoinError`]; the process may then be in the group in some hierarchies.
@@ -254,6 +255,23 @@ impl Cgroup {
     /// As [`Cgroup::add`].
     pub fn add_v1(&self, pid: i32) -> Result<(), JoinError> {
         self.v1.iter().try_for_each(|node| node.add(pid, false))
+    }
+
+    /// As [`Cgroup::add_v1`] for the calling process, which must have a single thread: only the calling
+    /// thread moves.
+    ///
+    /// Through `tasks` and as "0": the kernel moves a thread that asks for itself without its global
+    /// lock over forks, whose writer waits for an RCU grace period. Measured on an idle host: 0.2 ms for
+    /// nine hierarchies, where the first write to `cgroup.procs`, by whomever, takes 6 to 13 ms.
+    ///
+    /// # Errors
+    /// As [`Cgroup::add`].
+    pub fn enter_v1(&self) -> Result<(), JoinError> {
+        self.v1.iter().try_for_each(|node| match node.enter() {
+            Ok(()) => Ok(()),
+            // The slow way knows what to do about an empty cpuset, and explains refusals.
+            Err(_) => node.add(0, false),
+        })
     }
 
     /// The processes of the group and of the groups below it, ascending, each once.
@@ -368,6 +386,11 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    /// Puts the calling thread into this v1 directory.
+    fn enter(&self) -> Result<(), FileError> {
+        file::write(&self.dir.join("tasks"), "0")
     }
 
     fn add(&self, pid: i32, is_v2: bool) -> Result<(), JoinError> {

@@ -73,6 +73,15 @@ pub fn load(dir: &Path) -> Result<(PathBuf, Spec), BundleError> {
 /// # Errors
 /// As [`load`].
 pub fn load_config(dir: &Path, config: &Path) -> Result<(PathBuf, Spec), BundleError> {
+    load_with(dir, config, |_| {})
+}
+
+/// As [`load_config`], but shows the configuration's text to `peek` before it is parsed.
+pub(crate) fn load_with(
+    dir: &Path,
+    config: &Path,
+    peek: impl FnOnce(&[u8]),
+) -> Result<(PathBuf, Spec), BundleError> {
     let bundle = dir
         .canonicalize()
         .map_err(|source| BundleError::Directory {
@@ -80,7 +89,9 @@ pub fn load_config(dir: &Path, config: &Path) -> Result<(PathBuf, Spec), BundleE
             source,
         })?;
     let path = bundle.join(config);
-    let spec: Spec = read_json(&path)?;
+    let text = read(&path)?;
+    peek(&text);
+    let spec: Spec = parse_file(&path, &text)?;
     validate::spec(&spec).map_err(|source| BundleError::Invalid { path, source })?;
     Ok((bundle, spec))
 }
@@ -103,6 +114,10 @@ pub fn load_process(path: &Path) -> Result<Process, BundleError> {
 /// # Errors
 /// [`BundleError`] names the field.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, BundleError> {
+    parse_file(path, &read(path)?)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, BundleError> {
     let fail = |source| BundleError::Read {
         path: path.to_owned(),
         source,
@@ -117,7 +132,11 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, BundleError> {
             path: path.to_owned(),
         });
     }
-    parse(&bytes).map_err(|(field, source)| BundleError::Json {
+    Ok(bytes)
+}
+
+fn parse_file<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T, BundleError> {
+    parse(bytes).map_err(|(field, source)| BundleError::Json {
         path: path.into(),
         field,
         source,

@@ -11,7 +11,8 @@
 //!    │ ── Hooked ──────────────────────► │
 //!    │ ◄── Console (fd) ───────────────  │   only with a terminal
 //!    │ ◄── Ready ──────────────────────  │
-//!    │ ── Go ──────────────────────────► │   state is recorded; on end of file the child leaves
+//!    │ ── Go ──────────────────────────► │   state is recorded; on end of file the child leaves;
+//!    │                                   │   said ahead, and found waiting, when nobody calls `start`
 //!    │ ◄── Listener (fd) ──────────────  │   only with a seccomp listener
 //!    │ ◄── Failed (errno, text) / EOF ─  │
 //! ```
@@ -132,14 +133,21 @@ impl Channel {
         let mut bytes = [0u8; MAX_TEXT + 8];
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let got = rustix::io::retry_on_intr(|| {
-            rustix::net::recvmsg(
-                &self.0,
-                &mut [IoSliceMut::new(&mut bytes)],
-                &mut control,
-                RecvFlags::CMSG_CLOEXEC,
-            )
-        });
+        let mut receive = || {
+            rustix::io::retry_on_intr(|| {
+                rustix::net::recvmsg(
+                    &self.0,
+                    &mut [IoSliceMut::new(&mut bytes)],
+                    &mut control,
+                    RecvFlags::CMSG_CLOEXEC,
+                )
+            })
+        };
+        // A side that left without reading everything is reported once, ahead of what it said last.
+        let got = match receive() {
+            Err(Errno::CONNRESET) => receive(),
+            other => other,
+        };
         let len = match got {
             Ok(message) => message.bytes,
             Err(Errno::CONNRESET) => 0,
@@ -212,6 +220,16 @@ fn parse(bytes: &[u8], fds: Vec<OwnedFd>) -> Heard {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn last_words_are_heard_though_a_word_ahead_was_never_read() {
+        let (parent, child) = Channel::pair().unwrap();
+        parent.say(Word::Go).unwrap();
+        child.fail(&Failure::new("cannot mount", "no"));
+        drop(child);
+        assert!(matches!(parent.hear().unwrap(), Heard::Failed(_)));
+        assert!(matches!(parent.hear().unwrap(), Heard::End));
+    }
 
     #[test]
     fn failures_keep_their_errno_and_words() {

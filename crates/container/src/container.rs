@@ -24,6 +24,8 @@ pub struct Container {
     root: PathBuf,
     pub(crate) dir: Dir,
     pub(crate) record: Record,
+    /// Its control group, where this process made it itself.
+    group: Option<Cgroup>,
 }
 
 /// Why an operation on a container failed.
@@ -71,7 +73,14 @@ impl Container {
             root: root.into(),
             dir,
             record,
+            group: None,
         }
+    }
+
+    /// Spares later calls looking for the control group. One of no hierarchy is not worth knowing.
+    pub(crate) fn with_group(mut self, group: Option<Cgroup>) -> Container {
+        self.group = group.filter(|group| group.directories().next().is_some());
+        self
     }
 
     /// Its id.
@@ -116,6 +125,9 @@ impl Container {
     /// # Errors
     /// When it is gone or the host's hierarchies cannot be found.
     pub fn cgroup(&self) -> Result<Cgroup, Failure> {
+        if let Some(group) = &self.group {
+            return Ok(group.clone());
+        }
         let layout = Layout::detect()
             .map_err(|error| Failure::new("cannot find the control groups", chain(&error)))?;
         Cgroup::open(&layout, &self.record.cgroup)
@@ -266,18 +278,12 @@ impl Container {
                 .ctx("cannot kill its process")
                 .map_err(&step)?;
         }
-        let layout = Layout::detect().map_err(|error| {
-            step(Failure::new(
-                "cannot find the control groups",
-                chain(&error),
-            ))
-        })?;
-        if let Ok(group) = Cgroup::open(&layout, &self.record.cgroup) {
+        if let Some(group) = self.find_group().map_err(&step)? {
             if status == Status::Paused {
                 let _ = group.thaw();
             }
-            // Without a pid namespace of its own, the first process' children live on.
-            if how == Delete::Force || !self.owns_pids() {
+            // With a pid namespace of its own all processes died with the first one.
+            if status != Status::Stopped || !self.record.owns_pids() {
                 group.kill().map_err(|error| {
                     step(Failure::new("cannot kill its processes", chain(&error)))
                 })?;
@@ -299,10 +305,14 @@ impl Container {
         )
     }
 
-    fn owns_pids(&self) -> bool {
-        self.record
-            .namespaces
-            .contains(&crate::spec::NamespaceKind::Pid)
+    /// The control group, if there is one: what a killed `delete` left may have none.
+    fn find_group(&self) -> Step<Option<Cgroup>> {
+        if self.group.is_some() {
+            return Ok(self.group.clone());
+        }
+        let layout = Layout::detect()
+            .map_err(|error| Failure::new("cannot find the control groups", chain(&error)))?;
+        Ok(Cgroup::open(&layout, &self.record.cgroup).ok())
     }
 
     /// Freezes all processes.

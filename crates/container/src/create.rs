@@ -208,7 +208,11 @@ impl Making {
             Launch::OnStart => Some(listen(&self.dir).map_err(at)?),
             Launch::Now => None,
         };
-        let init = self.plan(&request, filter, listener).map_err(at)?;
+        let unattended = runs_unattended(&request).map_err(at)?;
+        let mut init = self.plan(&request, filter, listener).map_err(at)?;
+        if unattended && let Some(program) = &mut init.program {
+            program.limits_itself = true;
+        }
         let late = late_sources(&init.mounts, spec);
         let channel = self.spawn(init).map_err(at)?;
         self.serve_userns(spec, bundle, rootfs, late, &channel)
@@ -216,9 +220,22 @@ impl Making {
         self.record.start_ticks =
             crate::state::process_start(self.record.pid).map_or(0, |(t, _)| t);
         self.dir.write(&self.record)?;
+        if unattended {
+            // Said ahead: the child finds the word waiting, and neither process waits for the other.
+            self.rate(spec).map_err(at)?;
+            channel.say(Word::Go).map_err(at)?;
+        }
         let console = self.attend(spec, &channel).map_err(at)?;
-        self.finish(spec, pid_file.as_deref()).map_err(at)?;
-        channel.say(Word::Go).map_err(at)?;
+        if !unattended {
+            self.limit(spec).map_err(at)?;
+            self.rate(spec).map_err(at)?;
+        }
+        if let Some(path) = pid_file {
+            crate::pid_file::write(path, self.record.pid).map_err(at)?;
+        }
+        if !unattended {
+            channel.say(Word::Go).map_err(at)?;
+        }
         if *launch == Launch::Now {
             self.watch_launch(&channel).map_err(at)?;
         }
@@ -398,20 +415,25 @@ impl Making {
         }
     }
 
-    /// The last things before the program may run.
-    fn finish(&mut self, spec: &Spec, pid_file: Option<&Path>) -> Step<()> {
-        let pid = self.record.pid;
-        if let Some(process) = &spec.process {
-            let warnings = &mut self.warnings;
-            limits::apply_rlimits(pid, &process.rlimits, &mut |text| warnings.push(text))?;
-            if let Some(score) = process.oom_score_adj {
-                warnings.extend(limits::set_oom_score(pid, score)?);
-            }
+    /// Puts the resource limits on the child, which could not always set itself up under them.
+    fn limit(&mut self, spec: &Spec) -> Step<()> {
+        let Some(process) = &spec.process else {
+            return Ok(());
+        };
+        let warnings = &mut self.warnings;
+        limits::apply_rlimits(self.record.pid, &process.rlimits, &mut |text| {
+            warnings.push(text);
+        })
+    }
+
+    /// Tells the kernel how to rate the child when memory runs out.
+    fn rate(&mut self, spec: &Spec) -> Step<()> {
+        let process = spec.process.as_ref();
+        if let Some(score) = process.and_then(|process| process.oom_score_adj) {
+            self.warnings
+                .extend(limits::set_oom_score(self.record.pid, score)?);
         }
-        match pid_file {
-            Some(path) => crate::pid_file::write(path, pid),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Waits until the program runs.
@@ -430,7 +452,7 @@ impl Making {
     fn hand_over(self, root: &Path, console: Option<OwnedFd>) -> Created {
         let child = self.child.expect("make() cloned before it succeeded");
         Created {
-            container: Container::new(root, self.dir, self.record),
+            container: Container::new(root, self.dir, self.record).with_group(self.cgroup),
             pid: child.pid,
             pidfd: child.pidfd,
             console,
@@ -453,6 +475,19 @@ impl Making {
         if removed {
             let _ = self.dir.remove();
         }
+    }
+}
+
+/// Whether the child can go all the way to its program without its parent: nothing is left to a
+/// `start`, no hook is run outside, and every resource limit is one that any process may set.
+fn runs_unattended(request: &CreateRequest) -> Step<bool> {
+    let spec = &request.spec;
+    if request.launch == Launch::OnStart || init::needs_parent_hooks(spec) {
+        return Ok(false);
+    }
+    match &spec.process {
+        Some(process) => limits::within_own(&process.rlimits),
+        None => Ok(false),
     }
 }
 

@@ -5,6 +5,7 @@ use crate::spec::{Mount, Process, Spec};
 
 /// Feeds `data` to all parsers; none may panic, and what validation accepts must survive a round trip.
 pub fn fuzz(data: &[u8]) {
+    crate::shim::fuzz(data);
     if let Ok(spec) = bundle::parse::<Spec>(data)
         && crate::validate::spec(&spec).is_ok()
         && spec.linux.seccomp.is_none()

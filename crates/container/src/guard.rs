@@ -48,6 +48,13 @@ pub fn is_exposed(spec: &Spec) -> bool {
         || stat.st_mode & 0o002 != 0
 }
 
+/// Whether the unparsed configuration will turn out as [`is_exposed`], since it maps no ids. One that
+/// hides the key behind escapes is protected without need, which does no harm.
+pub(crate) fn is_surely_exposed(config: &[u8]) -> bool {
+    const KEY: &[u8] = b"\"uidMappings\"";
+    !config.windows(KEY.len()).any(|window| window == KEY)
+}
+
 /// Executes this program again from where it cannot be written, unless it runs from there already.
 /// Call it before anything is done that a second start would repeat, when [`is_exposed`].
 ///

@@ -1,7 +1,8 @@
 //! Resource limits, scheduling, I/O priority, NUMA policy: from the specification's names to numbers.
 //!
 //! The parsers are pure and shared by validation and set-up. Limits are put on the child by its parent
-//! ([`apply_rlimits`]), which still has the rights of the caller; the rest the child sets on itself.
+//! ([`apply_rlimits`]), which still has the rights of the caller, unless they need none ([`within_own`]);
+//! the rest the child sets on itself.
 
 use rustix::io::Errno;
 
@@ -32,7 +33,21 @@ pub(crate) fn resource(name: &str) -> Option<u32> {
     })
 }
 
-/// Puts the limits on process `pid`. Without CAP_SYS_RESOURCE a hard limit cannot be raised: it then
+/// Whether every limit lies within the caller's own, so that it needs no rights to set them.
+pub(crate) fn within_own(limits: &[Rlimit]) -> Step<bool> {
+    for limit in limits {
+        let Some(number) = resource(&limit.kind) else {
+            return Ok(false);
+        };
+        let most = sys::hard_limit(number).with(|| format!("cannot read {}", limit.kind))?;
+        if limit.hard > most {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Puts the limits on process `pid`; 0 is the caller. Without CAP_SYS_RESOURCE a hard limit cannot be raised: it then
 /// stays where it is and a warning says so.
 pub(crate) fn apply_rlimits(pid: i32, limits: &[Rlimit], warn: &mut dyn FnMut(String)) -> Step<()> {
     for limit in limits {

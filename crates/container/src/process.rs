@@ -85,6 +85,8 @@ pub(crate) struct Program<'a> {
     pub new_keyring: bool,
     /// Whether the kernel kills it when its parent dies.
     pub die_with_parent: bool,
+    /// Whether it sets its own resource limits; else its parent does.
+    pub limits_itself: bool,
 }
 
 impl<'a> Program<'a> {
@@ -113,6 +115,7 @@ impl<'a> Program<'a> {
             preserve_fds,
             new_keyring,
             die_with_parent: false,
+            limits_itself: false,
         };
         Ok((program, warnings))
     }
@@ -200,6 +203,10 @@ impl<'a> Program<'a> {
 
     fn prepare_self(&mut self, labels: Labels, channel: &Channel) -> Step<()> {
         let process = self.process;
+        if self.limits_itself {
+            // Checked to lie within the hard limits: nothing is lowered, so nothing is warned of.
+            limits::apply_rlimits(0, &process.rlimits, &mut |_| {})?;
+        }
         if self.new_keyring {
             join_keyring();
         }

@@ -63,6 +63,9 @@ pub struct Record {
     pub filtered: bool,
     /// Whether it runs with the rights of the owner of the runtime's own file ([`crate::guard`]).
     exposed: bool,
+    /// Whether its first process is that of a pid namespace, so that nothing there survives it.
+    #[serde(default)]
+    owns_pids: bool,
 }
 
 /// Why a container's state cannot be used.
@@ -343,12 +346,18 @@ impl Record {
             }),
             filtered: spec.linux.seccomp.is_some(),
             exposed: crate::guard::is_exposed(spec),
+            owns_pids: spec.linux.is_new(NamespaceKind::Pid),
         }
     }
 
     /// Whether an `exec` must protect the runtime's own file first.
     pub fn exposes_runtime(&self) -> bool {
         self.exposed
+    }
+
+    /// Whether all its processes end when the first one does.
+    pub(crate) fn owns_pids(&self) -> bool {
+        self.owns_pids
     }
 
     /// The state as the specification has it.
