@@ -52,7 +52,12 @@ impl Control {
         })
     }
 
-    pub(crate) async fn network_or_default(&self, name: &Name) -> Result<NetworkRecord, Problem> {
+    /// The network of a name, and what to tell its user when it was made just now: the default one
+    /// is, at its first use.
+    pub(crate) async fn network_or_default(
+        &self,
+        name: &Name,
+    ) -> Result<(NetworkRecord, Option<String>), Problem> {
         if name.as_str() == DEFAULT {
             let found = tables::NETWORKS
                 .get(self.store(), DEFAULT)
@@ -64,14 +69,17 @@ impl Control {
                     ..Default::default()
                 };
                 match self.make_network(request).await {
-                    Ok(record) => return Ok(record),
+                    Ok(record) => {
+                        let note = first_use(&record);
+                        return Ok((record, Some(note)));
+                    }
                     // Somebody else's first use came first.
                     Err(problem) if problem.code == ErrorCode::Conflict => {}
                     Err(problem) => return Err(problem),
                 }
             }
         }
-        Ok(self.network_entry(name.as_str()).await?.value)
+        Ok((self.network_entry(name.as_str()).await?.value, None))
     }
 
     pub(crate) async fn new_network(&self, request: NetworkCreate) -> Result<Network, Problem> {
@@ -282,6 +290,15 @@ impl Control {
         }
         Ok(leases)
     }
+}
+
+fn first_use(record: &NetworkRecord) -> String {
+    let subnets: Vec<String> = subnets(record).iter().map(ToString::to_string).collect();
+    format!(
+        "First use: made the network {:?} ({}, NAT).",
+        record.name,
+        subnets.join(" and ")
+    )
 }
 
 enum Outcome {

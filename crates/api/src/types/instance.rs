@@ -112,6 +112,9 @@ pub struct InstanceDetail {
     pub restart_at: Option<String>,
     /// Resources used by the runs that have ended.
     pub usage: Usage,
+    /// What else the request made, such as the default network at its first use; for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// Body of a stop or restart request.

@@ -42,7 +42,7 @@ impl Control {
             }
             None => None,
         };
-        let (network, asked) = self.network_of(&spec).await?;
+        let (network, asked, note) = self.network_of(&spec).await?;
         for attempt in 0..ATTEMPTS {
             let name = match &name {
                 Some(name) => name.clone(),
@@ -50,7 +50,11 @@ impl Control {
             };
             let record = new_record(name.clone(), spec.clone(), desired);
             match self.commit_new(record, network.as_ref(), asked).await? {
-                Ok((record, operation)) => return self.begin(record, operation, wait).await,
+                Ok((record, operation)) => {
+                    let mut made = self.begin(record, operation, wait).await?;
+                    made.notes.extend(note);
+                    return Ok(made);
+                }
                 Err(key) if retriable(&key, &request) => {}
                 Err(key) => return Err(claims::conflict(&key)),
             }
@@ -150,11 +154,11 @@ impl Control {
     async fn network_of(
         &self,
         spec: &InstanceSpec,
-    ) -> Result<(Option<NetworkRecord>, Option<IpAddr>), Problem> {
+    ) -> Result<(Option<NetworkRecord>, Option<IpAddr>, Option<String>), Problem> {
         let NetworkMode::Network { name, address } = &spec.network else {
-            return Ok((None, None));
+            return Ok((None, None, None));
         };
-        let record = self.network_or_default(name).await?;
+        let (record, note) = self.network_or_default(name).await?;
         let here = |address: IpAddr| match address {
             IpAddr::V4(address) => record.spec.ipv4.is_some_and(|net| net.contains(address)),
             IpAddr::V6(address) => record.spec.ipv6.is_some_and(|net| net.contains(address)),
@@ -163,7 +167,7 @@ impl Control {
             let text = format!("{address} is not an address of the network {name:?}");
             return Err(wrong_field("address", text));
         }
-        Ok((Some(record), *address))
+        Ok((Some(record), *address, note))
     }
 
     async fn begin(

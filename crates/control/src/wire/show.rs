@@ -73,6 +73,7 @@ pub(crate) fn detail(
             .and_then(|status| status.restart_at)
             .map(|at| at.to_string()),
         usage: usage(status.map(|status| status.usage).unwrap_or_default()),
+        notes: Vec::new(),
     }
 }
 

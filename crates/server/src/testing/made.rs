@@ -35,6 +35,7 @@ pub(super) fn instance(name: &str, n: u64, spec: InstanceSpec, status: &str) -> 
         directory: format!("/var/lib/berth/instances/{name}"),
         restart_at: None,
         usage: Usage::default(),
+        notes: Vec::new(),
         spec,
     }
 }

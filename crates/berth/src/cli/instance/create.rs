@@ -295,6 +295,9 @@ async fn create(
         spec,
     };
     let mut made = cx.client.create_instance(&create, Some(SILENT_S)).await?;
+    for note in &made.notes {
+        cx.note(&human::clean(note));
+    }
     if made.instance.status == "creating" {
         let resource = format!("instances/{}", made.instance.name);
         let mine = cx.client.list_operations().await?;
