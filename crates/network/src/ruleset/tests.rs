@@ -1,3 +1,5 @@
+//! Rules as text, and what cannot be expressed.
+
 use super::*;
 use crate::Outside;
 

@@ -1,3 +1,5 @@
+//! Each decision as a table, and a pretended engine that follows them all.
+
 use model::{
     Phase,
     instance::{InstanceSpec, Kind, Limits, LogSpec, NetworkMode, ProcessSpec, Security},

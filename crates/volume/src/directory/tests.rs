@@ -1,3 +1,5 @@
+//! The directory pool: conformance, crashes at each step, hostile content.
+
 use std::fs;
 use std::path::Path;
 

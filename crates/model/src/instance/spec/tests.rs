@@ -1,3 +1,5 @@
+//! Specs: what is accepted, and that what is wrong is named by its field.
+
 use super::*;
 
 fn spec() -> InstanceSpec {

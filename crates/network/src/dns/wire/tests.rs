@@ -1,3 +1,5 @@
+//! Queries and answers as bytes: real ones, cut ones, hostile ones.
+
 use proptest::prelude::*;
 
 use super::*;
