@@ -133,6 +133,7 @@ impl Control {
             );
         }
         control.reap_all().await;
+        control.reap_abandoned().await;
         if let Err(problem) = control.sweep_uploads().await {
             tracing::error!(%problem, "left-over uploads");
         }

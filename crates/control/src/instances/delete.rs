@@ -6,6 +6,7 @@ use std::time::Duration;
 use api::{ErrorCode, Operation, Problem};
 use model::{
     InstanceId, InstanceStatus, Phase,
+    instance::PowerState,
     operation::OperationKind,
     record::{InstanceRecord, RecordState},
 };
@@ -13,6 +14,9 @@ use node::tables;
 use store::{CommitError, Txn};
 
 use crate::{Control, error::internal, operations::InstanceInput, wire};
+
+/// Most time an unfinished creation is waited for before what it made is taken away.
+const SETTLING: Duration = Duration::from_secs(60);
 
 impl Control {
     pub(crate) async fn delete(
@@ -165,6 +169,38 @@ impl Control {
             }
         }
     }
+
+    /// At a start: deletes what a foreground run prepared and never began. Who was to attach to it
+    /// lost its connection with the daemon of before, and it was to go away with its program.
+    pub(crate) async fn reap_abandoned(&self) {
+        let Ok(all) = self.all().await else { return };
+        for (record, _) in all {
+            if is_waiting(&record) {
+                let control = self.clone();
+                tokio::spawn(async move { control.reap_unbegun(record.id).await });
+            }
+        }
+    }
+
+    async fn reap_unbegun(&self, id: InstanceId) {
+        // One that was being created is so now, too.
+        let _ = self.wait_settled(id, SETTLING).await;
+        let Ok(Some(entry)) = self.record(id).await else {
+            return;
+        };
+        // Not if somebody found and started it after all.
+        if is_waiting(&entry.value) && entry.value.state == RecordState::Ready {
+            let name = entry.value.name.clone();
+            tracing::info!(instance = %name, "removing what was prepared for a run that never began");
+            if let Err(problem) = self.commit_delete(entry.value, entry.revision).await {
+                tracing::error!(instance = %name, %problem, "it is not removed");
+            }
+        }
+    }
+}
+
+fn is_waiting(record: &InstanceRecord) -> bool {
+    record.spec.remove_on_exit && record.desired == PowerState::Prepared
 }
 
 fn is_over(record: &InstanceRecord, status: Option<&InstanceStatus>) -> bool {
