@@ -307,6 +307,19 @@ impl Daemon {
         command.output().with_context(|| format!("{command:?}"))
     }
 
+    /// Deletes all instances, running or not.
+    ///
+    /// # Errors
+    /// When one cannot be deleted.
+    pub fn remove_instances(&self) -> anyhow::Result<()> {
+        for name in self.berth(&["list", "-o", "name"])?.lines() {
+            let said = self.run(&["rm", "-f", name])?;
+            // What goes away with its program may have gone just now.
+            ensure!(said.code == 0 || said.code == 3, "rm {name}: {said:?}");
+        }
+        Ok(())
+    }
+
     /// Deletes all instances and networks and ends the daemon; what is left on the host then is
     /// leaked.
     ///
@@ -316,11 +329,7 @@ impl Daemon {
         if self.process.is_none() {
             self.restart()?;
         }
-        for name in self.berth(&["list", "-o", "name"])?.lines() {
-            let said = self.run(&["rm", "-f", name])?;
-            // What goes away with its program may have gone just now.
-            ensure!(said.code == 0 || said.code == 3, "rm {name}: {said:?}");
-        }
+        self.remove_instances()?;
         for name in self.berth(&["network", "list", "-o", "name"])?.lines() {
             self.berth(&["network", "rm", name])?;
         }
@@ -338,7 +347,8 @@ impl Daemon {
 
     fn kill_processes(&self) {
         for pid in self.leftovers().iter().filter_map(|line| process_of(line)) {
-            let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+            // One that has just ended needs no signal.
+            let _ = Command::new("kill").args(["-9", &pid.to_string()]).output();
         }
     }
 }
@@ -370,6 +380,7 @@ impl Drop for Daemon {
             remove_groups(&group);
         }
         let complaint = match leaked {
+            Ok(left) if left.is_empty() && std::thread::panicking() => "nothing leaked".to_owned(),
             Ok(left) if left.is_empty() => return,
             Ok(left) => format!("the daemon leaked {left:#?}"),
             Err(error) => format!("the daemon could not be cleaned up: {error:#}"),

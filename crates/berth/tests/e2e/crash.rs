@@ -121,6 +121,30 @@ fn a_daemon_that_dies_while_creating_finishes_after() {
 }
 
 #[test]
+fn what_a_lost_foreground_run_prepared_goes_away() {
+    let Some(mut daemon) = daemon("what_a_lost_foreground_run") else {
+        return;
+    };
+    for point in ["step.instance_create.directory.run", "node.prepare.after"] {
+        die_at(&mut daemon, point, &["run", "--rm", "busybox", "true"]);
+        gone(&daemon, point);
+        // Without --rm it waits for who comes back.
+        die_at(
+            &mut daemon,
+            point,
+            &["run", "--name", "box", "busybox", "echo", "begun"],
+        );
+        until_so("it is prepared", || {
+            daemon.list().unwrap() == [("box".to_owned(), "prepared".to_owned())]
+        });
+        daemon.berth(&["start", "box"]).unwrap();
+        becomes(&daemon, "box", "stopped");
+        assert_eq!(daemon.berth(&["logs", "box"]).unwrap(), "begun");
+        remove(&daemon, "box");
+    }
+}
+
+#[test]
 fn a_daemon_that_dies_while_stopping_finishes_after() {
     let Some(mut daemon) = daemon("a_daemon_that_dies_while_stopping") else {
         return;
@@ -412,9 +436,7 @@ fn all_processes_may_die_at_once() {
 }
 
 fn remove_all(daemon: &Daemon) {
-    for (name, _) in daemon.list().unwrap() {
-        daemon.berth(&["rm", "-f", &name]).unwrap();
-    }
+    daemon.remove_instances().unwrap();
     gone(daemon, "all");
 }
 
@@ -476,22 +498,27 @@ fn chaos() {
             child.wait().unwrap();
         }
         daemon.restart().unwrap();
-        // Every instance comes to rest, and can be taken away.
-        for (name, _) in daemon.list().unwrap() {
-            until("it comes to rest", || {
-                let all = daemon.list().unwrap();
-                let status = all
-                    .into_iter()
-                    .find(|(it, _)| *it == name)
-                    .map(|(_, status)| status);
-                status
-                    .is_none_or(|it| ["running", "stopped", "paused"].contains(&&*it))
-                    .then_some(())
-            });
-        }
+        comes_to_rest(&daemon);
         if throw(4) == 0 {
             remove_all(&daemon);
         }
     }
     remove_all(&daemon);
+}
+
+/// Every instance is somewhere it may stay, and can be taken away.
+fn comes_to_rest(daemon: &Daemon) {
+    let at_rest = |status: &str| ["running", "stopped", "paused"].contains(&status);
+    let end = std::time::Instant::now() + PATIENCE;
+    loop {
+        let all = daemon.list().unwrap();
+        if all.iter().all(|(_, status)| at_rest(status)) {
+            return;
+        }
+        if std::time::Instant::now() > end {
+            let operations = daemon.run(&["op", "list", "-o", "json"]).unwrap().out;
+            panic!("not at rest: {all:?} {operations}");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
