@@ -129,6 +129,51 @@ impl Shown {
     }
 }
 
+/// Bytes that pass by, counted on a terminal while it lives.
+pub struct Transfer {
+    bar: Option<ProgressBar>,
+}
+
+/// Counts for a [`Transfer`].
+#[derive(Clone)]
+pub struct Counter(Option<ProgressBar>);
+
+impl Transfer {
+    /// Nothing has passed yet; `what` says what will.
+    pub fn new(cx: &Context, what: String) -> Self {
+        let bar = Shown::new(cx).bar;
+        if let Some(bar) = &bar {
+            bar.set_style(style(
+                "{spinner} {wide_msg} {binary_bytes} {binary_bytes_per_sec}",
+            ));
+            bar.set_message(human::clean(&what));
+        }
+        Self { bar }
+    }
+
+    /// Something to count with.
+    pub fn counter(&self) -> Counter {
+        Counter(self.bar.clone())
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Counter {
+    /// So many more have passed.
+    pub fn add(&self, bytes: usize) {
+        if let Some(bar) = &self.0 {
+            bar.inc(bytes as u64);
+        }
+    }
+}
+
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())

@@ -481,7 +481,7 @@ fn other(id: &str, world: &Shared, asked: &Asked) -> Result<Response, Problem> {
             "name": "ci", "scope": "operate", "created_at": ago(0), "secret": "s3cret",
         })),
         "get_files" => match asked.query["path"].as_str() {
-            "/etc" => Ok(archive("etc")),
+            "/etc" | "/etc/" => Ok(archive("etc")),
             path => Err(Problem::new(
                 ErrorCode::NotFound,
                 format!("there is no {path} inside"),

@@ -211,7 +211,7 @@ fn files_go_in_and_come_out() {
     assert_eq!(received[0].0, "/etc");
     assert_eq!(
         received[0].1,
-        ["copy/", "copy/etc", "copy/etc/hostname", "copy/hostname"]
+        ["copy/", "copy/etc/", "copy/etc/hostname", "copy/hostname"]
     );
     assert_eq!(received[1], ("/srv/".to_owned(), vec!["name".to_owned()]));
 }

@@ -136,9 +136,11 @@ fn from_files(name: &str, error: FilesError) -> Problem {
             let hint = "copy to a place that can be written to, such as a volume";
             (ErrorCode::Conflict, Some(hint.to_owned()))
         }
-        FilesError::Kind { path, .. } => {
-            let hint = format!("read what it says: berth exec {name} cat {path}");
-            (ErrorCode::Invalid, Some(hint))
+        // Only the kernel's files say anything to whoever reads them.
+        FilesError::Kind { path, what } => {
+            let readable = what.contains("kernel");
+            let hint = readable.then(|| format!("read it inside: berth exec {name} cat {path}"));
+            (ErrorCode::Invalid, hint)
         }
         FilesError::Path { .. } | FilesError::Entry { .. } => (ErrorCode::Invalid, None),
         FilesError::Archive(_) => {
