@@ -121,7 +121,7 @@ fn unpack(reader: impl Read, below: &Path, top: &Top, archived: bool) -> io::Res
         entry.set_preserve_permissions(archived);
         if kind.is_dir() {
             make_directory(below, &relative)?;
-            directories.push((relative, Looks::of(entry.header())?));
+            directories.push((relative, Looks::of(entry.header(), archived)?));
             continue;
         }
         let target = below.join(&relative);
@@ -140,7 +140,7 @@ fn unpack(reader: impl Read, below: &Path, top: &Top, archived: bool) -> io::Res
     // Last, because what is put into a directory changes its time, and may need leave to.
     for (relative, looks) in directories.iter().rev() {
         inside(below, relative)?;
-        looks.give(&below.join(relative), archived)?;
+        looks.give(&below.join(relative))?;
     }
     Ok(())
 }
@@ -148,22 +148,29 @@ fn unpack(reader: impl Read, below: &Path, top: &Top, archived: bool) -> io::Res
 /// Permissions, owner and time of a directory.
 struct Looks {
     mode: u32,
-    owner: (u32, u32),
+    /// Given only when asked for, and then permissions are kept whole.
+    owner: Option<(u32, u32)>,
     written: u64,
 }
 
 impl Looks {
-    fn of(header: &tar::Header) -> io::Result<Self> {
+    fn of(header: &tar::Header, archived: bool) -> io::Result<Self> {
         let id = |id: u64| u32::try_from(id).map_err(|_| io::Error::other("an owner is no id"));
+        let owner = if archived {
+            Some((id(header.uid()?)?, id(header.gid()?)?))
+        } else {
+            None
+        };
+        let kept = if archived { 0o7777 } else { 0o777 };
         Ok(Self {
-            mode: header.mode()?,
-            owner: (id(header.uid()?)?, id(header.gid()?)?),
+            mode: header.mode()? & kept,
+            owner,
             written: header.mtime()?,
         })
     }
 
     /// Gives them to a directory, unless a link has taken its place.
-    fn give(&self, path: &Path, archived: bool) -> io::Result<()> {
+    fn give(&self, path: &Path) -> io::Result<()> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = match rustix::fs::open(path, flags, Mode::empty()) {
             Ok(directory) => directory,
@@ -171,16 +178,11 @@ impl Looks {
             Err(Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => return Ok(()),
             Err(errno) => return Err(errno.into()),
         };
-        if archived {
-            let (user, group) = (Uid::from_raw(self.owner.0), Gid::from_raw(self.owner.1));
+        if let Some((user, group)) = self.owner {
+            let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
             rustix::fs::fchown(&directory, Some(user), Some(group))?;
         }
-        let mode = if archived {
-            self.mode & 0o7777
-        } else {
-            self.mode & 0o777
-        };
-        rustix::fs::fchmod(&directory, Mode::from_raw_mode(mode))?;
+        rustix::fs::fchmod(&directory, Mode::from_raw_mode(self.mode))?;
         let written = Timespec {
             tv_sec: i64::try_from(self.written).unwrap_or(0),
             tv_nsec: 0,
