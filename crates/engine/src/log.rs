@@ -21,6 +21,8 @@ pub struct LogRequest {
     pub tail: Option<usize>,
     /// Only lines since then.
     pub since: Option<Timestamp>,
+    /// Only lines of one stream; those of the other are not counted either.
+    pub stream: Option<LogStream>,
 }
 
 /// One line, or a part of a long one.

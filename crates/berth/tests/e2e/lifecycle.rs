@@ -250,6 +250,13 @@ fn logs_are_kept_followed_and_cut() {
             .unwrap(),
         "line 1\nline 2\nline 3"
     );
+    // What was said on the other stream since is not counted.
+    assert_eq!(
+        daemon
+            .berth(&["logs", "-n", "2", "--stream", "stdout", "talker"])
+            .unwrap(),
+        "line 2\nline 3"
+    );
     let errors = daemon
         .run(&["logs", "--stream", "stderr", "talker"])
         .unwrap();

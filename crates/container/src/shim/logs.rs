@@ -74,6 +74,8 @@ pub struct From {
     pub tail: Option<usize>,
     /// Only what is not older.
     pub since: Option<Timestamp>,
+    /// Only one stream.
+    pub stream: Option<Stream>,
 }
 
 /// Reads a log from its oldest file on, then waits for more if asked.
@@ -86,6 +88,7 @@ pub struct Logs {
     inode: u64,
     partial: Vec<u8>,
     since: Option<Timestamp>,
+    stream: Option<Stream>,
     /// Records read ahead to find the tail.
     ready: VecDeque<Record>,
     changes: Option<OwnedFd>,
@@ -105,6 +108,7 @@ impl Logs {
             inode: 0,
             partial: Vec::new(),
             since: from.since,
+            stream: from.stream,
             ready: VecDeque::new(),
             changes: None,
         };
@@ -146,6 +150,7 @@ impl Logs {
                 .map_err(|e| FileError::new("read the log", &self.path, e))?;
             match record {
                 Some(record) if self.since.is_some_and(|since| record.at < since) => {}
+                Some(record) if self.stream.is_some_and(|one| record.stream != one) => {}
                 other => return Ok(other),
             }
         }
@@ -371,7 +376,7 @@ mod tests {
                     &path,
                     From {
                         tail: Some(n),
-                        since: None,
+                        ..From::default()
                     },
                 )
                 .unwrap(),
@@ -385,8 +390,8 @@ mod tests {
         );
         assert_eq!((tail(0), tail(99)), (vec![], want));
         let since = From {
-            tail: None,
             since: Some(time(4)),
+            ..From::default()
         };
         assert_eq!(
             rest(&mut Logs::open(&path, since).unwrap()),

@@ -133,21 +133,18 @@ impl Control {
             follow: query.follow,
             tail: query.tail,
             since: query.since,
+            stream: only,
         };
         let lines = self
             .engine()
             .logs(record.id, &directory, request)
             .await
             .map_err(|error| from_engine(name, error))?;
-        let wanted = move |line: &LogLine| only.is_none_or(|only| only == line.stream);
         let lines = stream::unfold(lines, |mut lines| async move {
             lines.recv().await.map(|line| (line, lines))
         });
         let timestamps = query.timestamps;
-        Ok(lines
-            .filter(move |line| std::future::ready(wanted(line)))
-            .map(move |line| Ok(text(&line, timestamps)))
-            .boxed())
+        Ok(lines.map(move |line| Ok(text(&line, timestamps))).boxed())
     }
 }
 

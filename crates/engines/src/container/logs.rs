@@ -36,6 +36,10 @@ pub(super) fn read(
     let from = From {
         tail: request.tail,
         since,
+        stream: request.stream.map(|stream| match stream {
+            LogStream::Stdout => Stream::Stdout,
+            LogStream::Stderr => Stream::Stderr,
+        }),
     };
     let mut logs = Logs::open(path, from).map_err(|error| failed(id, "reading its log", error))?;
     if request.follow {

@@ -98,7 +98,7 @@ fn a_flood_reaches_the_patient_drops_the_slow_and_rotates_the_log() {
         &path,
         From {
             tail: Some(5000),
-            since: None,
+            ..From::default()
         },
     )
     .unwrap();
