@@ -15,6 +15,24 @@ use crate::common::{PATIENCE, clear_images, daemon, status, until, until_so};
 /// A program that ends with 7 when asked to.
 const OBEDIENT: &str = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done";
 
+/// What is passed from a create to a running program.
+const CREATE: [&str; 14] = [
+    "launch.instance_create",
+    "step.instance_create.image.run",
+    "step.instance_create.image.ran",
+    "step.instance_create.directory.run",
+    "step.instance_create.directory.ran",
+    "ending.instance_create",
+    "ended.instance_create",
+    "node.prepare.before",
+    "node.prepare.ensured",
+    "node.prepare.attached",
+    "node.prepare.after",
+    "node.start.before",
+    "node.start.ensured",
+    "node.start.after",
+];
+
 /// What guests have on the host. The daemon's own (itself, bridges, rules) is not counted.
 fn residue(daemon: &Daemon) -> BTreeSet<String> {
     let all = daemon.leftovers().into_iter();
@@ -81,22 +99,7 @@ fn a_daemon_that_dies_while_creating_finishes_after() {
     let Some(mut daemon) = daemon("a_daemon_that_dies_while_creating") else {
         return;
     };
-    for point in [
-        "launch.instance_create",
-        "step.instance_create.image.run",
-        "step.instance_create.image.ran",
-        "step.instance_create.directory.run",
-        "step.instance_create.directory.ran",
-        "ending.instance_create",
-        "ended.instance_create",
-        "node.prepare.before",
-        "node.prepare.ensured",
-        "node.prepare.attached",
-        "node.prepare.after",
-        "node.start.before",
-        "node.start.ensured",
-        "node.start.after",
-    ] {
+    for point in CREATE {
         let words = [
             "run", "-d", "--name", "box", "busybox", "sh", "-c", OBEDIENT,
         ];
@@ -117,6 +120,55 @@ fn a_daemon_that_dies_while_creating_finishes_after() {
             .berth(&["exec", "box", "ping", "-c", "1", "-W", "5", &gateway])
             .unwrap();
         remove(&daemon, "box");
+    }
+}
+
+#[test]
+fn everything_may_die_while_creating_stopping_and_deleting() {
+    let Some(mut daemon) = daemon("everything_may_die_while") else {
+        return;
+    };
+    let create = [
+        "run", "-d", "--name", "box", "busybox", "sh", "-c", OBEDIENT,
+    ];
+    let all_at = |daemon: &mut Daemon, point: &str, words: &[&str]| {
+        daemon.stop();
+        daemon.restart_to_die_at(point).unwrap();
+        daemon.run(words).unwrap();
+        assert!(daemon.has_died(PATIENCE), "{point} is never passed");
+        daemon.kill_all();
+        daemon.restart().unwrap();
+        comes_to_rest(daemon);
+    };
+    for point in CREATE {
+        all_at(&mut daemon, point, &create);
+        // It was asked for; whether its first run had begun is the only question.
+        assert_eq!(daemon.list().unwrap().len(), 1, "{point}");
+        if status(&daemon, "box") == "stopped" {
+            daemon.berth(&["start", "box"]).unwrap();
+        }
+        daemon.berth(&["exec", "box", "true"]).unwrap();
+        remove(&daemon, "box");
+    }
+    for (point, verb) in [
+        ("node.ask.after", "stop"),
+        ("node.settle.before", "stop"),
+        ("node.settle.written", "stop"),
+        ("node.settle.removed", "stop"),
+    ] {
+        start(&daemon, "box");
+        all_at(&mut daemon, point, &[verb, "box"]);
+        assert_eq!(status(&daemon, "box"), "stopped", "{point}");
+        remove(&daemon, "box");
+    }
+    for point in [
+        "launch.instance_delete",
+        "step.instance_delete.end.ran",
+        "ending.instance_delete",
+    ] {
+        start(&daemon, "box");
+        all_at(&mut daemon, point, &["rm", "-f", "box"]);
+        gone(&daemon, point);
     }
 }
 
@@ -358,9 +410,8 @@ fn a_killed_shim_takes_its_guest_along_and_leaks_nothing() {
     daemon.berth(&["start", "box"]).unwrap();
     daemon.berth(&["pause", "box"]).unwrap();
     kill(&daemon, "box");
-    until_so("it is over, or frozen anew", || {
-        daemon.inspect("box").unwrap()["exit"].is_null() || status(&daemon, "box") == "stopped"
-    });
+    becomes(&daemon, "box", "stopped");
+    until_so("its frozen guest is gone too", || only_directories(&daemon));
     // While the daemon is away, too.
     daemon.berth(&["start", "box"]).unwrap();
     becomes(&daemon, "box", "running");
