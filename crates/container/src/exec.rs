@@ -35,6 +35,8 @@ pub struct ExecRequest {
     pub cgroup: Option<String>,
     /// Keeps the caller's session keyring.
     pub no_new_keyring: bool,
+    /// In a paused container waits until that is resumed, instead of refusing.
+    pub ignore_paused: bool,
 }
 
 impl ExecRequest {
@@ -47,6 +49,7 @@ impl ExecRequest {
             pid_file: None,
             cgroup: None,
             no_new_keyring: false,
+            ignore_paused: false,
         }
     }
 }
@@ -128,6 +131,7 @@ impl Container {
         let status = self.status();
         let hint = match status {
             Status::Running | Status::Created => "",
+            Status::Paused if request.ignore_paused => "",
             Status::Paused => "resume it first",
             _ => "start it first",
         };

@@ -1,7 +1,7 @@
 //! Hooks: programs of the bundle run at points of the life cycle, with the state on standard input.
 //!
 //! Run by the parent in the runtime's namespaces and by the child in the container's. Each gets only
-//! its own environment, and a time limit if it asked for one. (config.md, "POSIX-platform Hooks")
+//! its own environment (of those without one, `startContainer` hooks get the program's), and a time limit if it asked for one. (config.md, "POSIX-platform Hooks")
 
 use std::ffi::CString;
 use std::io::Write as _;

@@ -238,11 +238,15 @@ impl Init<'_> {
         self.state.status = Status::Created;
         // Seen from inside, the container's process has the number it has there.
         self.state.pid = rustix::process::getpid().as_raw_nonzero().get();
-        hooks::run(
-            "startContainer",
-            &self.spec.hooks.start_container,
-            &self.state,
-        )
+        // As every runtime has it: they stand in for the program, and without an environment of their
+        // own see the program's.
+        let mut hooks = self.spec.hooks.start_container.clone();
+        if let Some(process) = &self.spec.process {
+            for hook in hooks.iter_mut().filter(|hook| hook.env.is_empty()) {
+                hook.env.clone_from(&process.env);
+            }
+        }
+        hooks::run("startContainer", &hooks, &self.state)
     }
 }
 

@@ -46,7 +46,14 @@ fn each_state_allows_its_operations_and_refuses_the_others() {
         bed.fails(&["exec", "c", "true"])
             .contains("resume it first")
     );
+    let mut patient = bed
+        .command(&["exec", "--ignore-paused", "c", "true"])
+        .spawn()
+        .unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    assert!(patient.try_wait().unwrap().is_none(), "it has to wait");
     bed.ok(&["resume", "c"]);
+    assert!(patient.wait().unwrap().success());
     assert!(bed.ok(&["list"]).contains("running"));
     assert_eq!(bed.ok(&["list", "-q"]), "c\n");
     // The trap is set once the loop runs; until then TERM is ignored by pid 1.
@@ -130,6 +137,35 @@ fn exec_joins_the_container_with_its_own_streams_ids_and_status() {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     bed.ok(&["delete", "c"]);
+    bed.assert_clean();
+}
+
+#[test]
+fn deleting_in_a_shared_pid_namespace_leaves_no_process_of_the_container() {
+    if cannot_run("deleting_in_a_shared_pid_namespace") {
+        return;
+    }
+    let mut bed = Bed::new();
+    bed.script("sleep 60");
+    bed.write_config();
+    bed.ok(&["run", "-d", "host"]);
+    let state: serde_json::Value = serde_json::from_str(&bed.ok(&["state", "host"])).unwrap();
+    let pid = state["pid"].as_i64().unwrap();
+    let mut guest = Bed::new();
+    for namespace in guest.config["linux"]["namespaces"].as_array_mut().unwrap() {
+        if namespace["type"] == "pid" {
+            namespace["path"] = json!(format!("/proc/{pid}/ns/pid"));
+        }
+    }
+    guest.script("sleep 61 & exit 0");
+    guest.write_config();
+    guest.ok(&["run", "-d", "guest"]);
+    while guest.status("guest") != "stopped" {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    guest.ok(&["delete", "guest"]);
+    guest.assert_clean();
+    bed.ok(&["delete", "-f", "host"]);
     bed.assert_clean();
 }
 
@@ -222,8 +258,12 @@ fn hooks_run_in_order_with_the_state_and_a_failure_undoes_everything() {
         "prestart": entry("prestart"), "createRuntime": entry("createRuntime"),
         "createContainer": entry("createContainer"), "poststart": entry("poststart"),
         "poststop": entry("poststop"),
-        "startContainer": [{ "path": "/bin/sh", "args": ["sh", "-c", "cat > /tmp/started"], "env": ["PATH=/bin"] }]
+        "startContainer": [
+            { "path": "/bin/sh", "args": ["sh", "-c", "cat > /tmp/started"], "env": ["PATH=/bin"] },
+            { "path": "/bin/sh", "args": ["sh", "-c", "test \"$OF_PROGRAM\" = yes"] }
+        ]
     });
+    bed.config["process"]["env"] = json!(["PATH=/bin", "OF_PROGRAM=yes"]);
     bed.script("cat /tmp/started");
     let (code, out, err) = bed.run();
     assert_eq!(code, 0, "{err}");

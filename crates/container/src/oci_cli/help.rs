@@ -176,7 +176,7 @@ pub(crate) const COMMANDS: &[Command] = &[
             switch(
                 "ignore-paused",
                 None,
-                "accepted; a paused container is refused with a reason",
+                "wait for a paused container to be resumed, instead of failing",
             ),
             NO_KEYRING,
         ],

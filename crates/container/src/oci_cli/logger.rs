@@ -34,10 +34,11 @@ impl Logger {
     }
 
     /// Why the command failed. With a log file it is said on standard error too, where people look.
+    /// The word "error" is in it since scripts (and youki's contest) look for that.
     pub fn error(&self, text: &str) {
         self.write("error", text);
         if self.file.is_some() {
-            let _ = writeln!(std::io::stderr().lock(), "berth-oci: {text}");
+            let _ = writeln!(std::io::stderr().lock(), "berth-oci: error: {text}");
         }
     }
 
@@ -48,8 +49,7 @@ impl Logger {
         } else if self.file.is_some() {
             format!("time=\"{}\" level={level} msg={text:?}\n", timestamp())
         } else {
-            let mark = if level == "error" { "" } else { "warning: " };
-            format!("berth-oci: {mark}{text}\n")
+            format!("berth-oci: {level}: {text}\n")
         };
         // One write per line, so that lines of several writers do not mix.
         match &self.file {

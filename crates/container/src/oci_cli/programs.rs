@@ -69,6 +69,7 @@ pub(super) fn exec(call: &Call) -> Result<Exit> {
     request.pid_file = values.get("pid-file").map(Into::into);
     request.cgroup = values.get("cgroup").map(str::to_owned);
     request.no_new_keyring = values.has("no-new-keyring");
+    request.ignore_paused = values.has("ignore-paused");
     let foreground = if detached {
         None
     } else {

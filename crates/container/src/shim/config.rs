@@ -128,7 +128,8 @@ impl ShimConfig {
         serde_json::from_slice(&bytes).map_err(json)
     }
 
-    /// Writes `dir/shim.json` durably; for the daemon.
+    /// Writes `dir/shim.json`; for the daemon. Without fsync: it is the request for a process of this
+    /// boot, and what defines the instance is kept elsewhere.
     ///
     /// # Errors
     /// [`ConfigError::File`].
@@ -139,6 +140,6 @@ impl ShimConfig {
             source,
         };
         let bytes = serde_json::to_vec_pretty(self).map_err(json)?;
-        Ok(durable::write(&path, &bytes)?)
+        Ok(durable::replace(&path, &bytes)?)
     }
 }

@@ -30,6 +30,16 @@ impl FileError {
 
 /// Replaces `path` by `bytes`: temporary name, fsync, rename, fsync of the directory. Mode 0600.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    replace_file(path, bytes, true)
+}
+
+/// Replaces `path` by `bytes` for readers of this boot: they see the old file or the new one, and a power
+/// cut may take both. Mode 0600.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    replace_file(path, bytes, false)
+}
+
+fn replace_file(path: &Path, bytes: &[u8], durable: bool) -> Result<(), FileError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".tmp");
     let temporary = PathBuf::from(name);
@@ -38,6 +48,9 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
         options.write(true).create(true).truncate(true).mode(0o600);
         let mut file = options.open(&temporary)?;
         file.write_all(bytes)?;
+        if !durable {
+            return fs::rename(&temporary, path);
+        }
         file.sync_all()?;
         fs::rename(&temporary, path)?;
         File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()

@@ -17,6 +17,8 @@ use super::config::{ConfigError, ShimConfig};
 use super::durable::FileError;
 use super::lock;
 use super::server::{Server, ServerError};
+use crate::spec::Spec;
+use crate::{bundle, guard};
 
 /// The longest report of a shim to its launcher.
 const MAX_REPORT: u64 = 1 << 20;
@@ -78,6 +80,16 @@ pub(crate) enum Role {
     Shim,
 }
 
+/// What a shim is to do, read and checked.
+pub(super) struct Task {
+    /// `shim.json`.
+    pub config: ShimConfig,
+    /// The bundle's absolute path.
+    pub bundle: PathBuf,
+    /// Its `config.json`.
+    pub spec: Spec,
+}
+
 fn system(action: &'static str) -> impl Fn(Errno) -> LaunchError {
     move |errno| LaunchError::System {
         action,
@@ -90,6 +102,13 @@ pub(crate) fn launch(dir: &Path) -> Result<Role, LaunchError> {
     let dir = &std::path::absolute(dir).map_err(|e| FileError::new("find", dir, e))?;
     close_inherited();
     let config = ShimConfig::load(dir)?;
+    let (bundle, spec) = bundle::load(&config.bundle).map_err(ServerError::from)?;
+    if guard::is_exposed(&spec) {
+        guard::protect().map_err(|source| LaunchError::System {
+            action: "protect the runtime's own file",
+            source,
+        })?;
+    }
     let (read, write) =
         rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(system("make a pipe"))?;
     // SAFETY: this program has a single thread, so the child may use its copy of everything.
@@ -103,7 +122,15 @@ pub(crate) fn launch(dir: &Path) -> Result<Role, LaunchError> {
         }
         0 => {
             drop(read);
-            serve(dir, config, write);
+            serve(
+                dir,
+                Task {
+                    config,
+                    bundle,
+                    spec,
+                },
+                write,
+            );
             Ok(Role::Shim)
         }
         _ => {
@@ -143,14 +170,14 @@ fn hear(dir: &Path, read: OwnedFd) -> Result<Launched, LaunchError> {
 }
 
 /// The shim's life: everything after the fork.
-fn serve(dir: &Path, config: ShimConfig, report: OwnedFd) {
+fn serve(dir: &Path, task: Task, report: OwnedFd) {
     let mut report = File::from(report);
     let say = |report: &mut File, what: Report| {
         let mut line = serde_json::to_vec(&what).unwrap_or_default();
         line.push(b'\n');
         let _ = report.write_all(&line);
     };
-    match begin(dir, config) {
+    match begin(dir, task) {
         Ok((server, launched)) => {
             say(&mut report, Report::Created(launched));
             drop(report);
@@ -160,7 +187,7 @@ fn serve(dir: &Path, config: ShimConfig, report: OwnedFd) {
     }
 }
 
-fn begin(dir: &Path, config: ShimConfig) -> Result<(Server, Launched), LaunchError> {
+fn begin(dir: &Path, task: Task) -> Result<(Server, Launched), LaunchError> {
     rustix::process::setsid().map_err(system("start a session"))?;
     let Some(lock) = lock::take(dir)? else {
         return Err(LaunchError::Taken {
@@ -170,8 +197,8 @@ fn begin(dir: &Path, config: ShimConfig) -> Result<(Server, Launched), LaunchErr
     detach(dir)?;
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
         .map_err(system("become the parent of orphans"))?;
-    let oom_score = config.oom_score_adj;
-    let (server, launched) = Server::create(dir, config, lock)?;
+    let oom_score = task.config.oom_score_adj;
+    let (server, launched) = Server::create(dir, task, lock)?;
     // Only now: the container's own score does not derive from it.
     if let Some(score) = oom_score {
         let _ = std::fs::write("/proc/self/oom_score_adj", score.to_string());

@@ -135,7 +135,8 @@ object! {
         pub path: PathBuf,
         /// Its arguments, the program's own name first.
         pub args: Vec<String>,
-        /// Its environment, `KEY=value`; nothing is inherited.
+        /// Its environment, `KEY=value`. If empty, a `startContainer` hook gets that of the container's
+        /// process; nothing is inherited otherwise.
         pub env: Vec<String>,
         /// Seconds after which it is killed and counts as failed.
         pub timeout: Option<i64>,

@@ -1,15 +1,16 @@
 //! Before the loop: the container, its pipes and the socket are made, or nothing is.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::session::Pipes;
-use crate::bundle::{self, BundleError};
+use crate::bundle::BundleError;
 use crate::shim::FileError;
 use crate::shim::config::{Rootfs, ShimConfig};
+use crate::spec::Spec;
 use crate::{CreateError, CreateRequest, Created, Launch, Overlay, Runtime};
 
 /// Why a shim could not begin. Nothing is left behind.
@@ -57,8 +58,9 @@ pub(super) fn system(action: &'static str) -> impl Fn(Errno) -> ServerError {
 /// Makes the container as configured; returns our ends of its pipes.
 pub(super) fn container(
     config: &ShimConfig,
+    bundle: PathBuf,
+    mut spec: Spec,
 ) -> Result<(Created, [Option<OwnedFd>; 3]), ServerError> {
-    let (bundle, mut spec) = bundle::load(&config.bundle)?;
     if config.default_seccomp {
         let sets = spec
             .process

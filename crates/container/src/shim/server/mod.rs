@@ -20,9 +20,8 @@ use rustix::process::WaitOptions;
 
 use super::SOCKET_FILE;
 use super::clock::Timestamp;
-use super::config::ShimConfig;
 use super::exit::ExitRecord;
-use super::launch::Launched;
+use super::launch::{Launched, Task};
 use super::log::Log;
 use super::protocol::{Exited, Reply};
 use crate::{Container, Created, Delete};
@@ -77,13 +76,18 @@ impl Server {
     /// Makes the container and listens. On failure nothing is left.
     pub(super) fn create(
         dir: &Path,
-        config: ShimConfig,
+        task: Task,
         lock: File,
     ) -> Result<(Server, Launched), ServerError> {
         let children = poll::children().map_err(system("watch for its children"))?;
         let poller = Poller::new().map_err(system("make an event queue"))?;
+        let Task {
+            config,
+            bundle,
+            spec,
+        } = task;
         let log = config.log.clone().map(Log::open).transpose()?;
-        let (created, ours) = create::container(&config)?;
+        let (created, ours) = create::container(&config, bundle, spec)?;
         let Created {
             container,
             pid,
