@@ -103,6 +103,19 @@ impl Daemon {
         anyhow::bail!("{} cannot be copied", from.display())
     }
 
+    /// Puts its root, before its first start, on a disk of so many MiB.
+    ///
+    /// # Errors
+    /// What `mount` says.
+    pub fn on_small_disk(&self, mib: u32) -> anyhow::Result<()> {
+        std::fs::create_dir_all(self.root())?;
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"]);
+        let output = mount.arg(self.root()).output()?;
+        ensure!(output.status.success(), "{mount:?}: {output:?}");
+        Ok(())
+    }
+
     /// Starts it again after [`Daemon::kill`] or [`Daemon::stop`].
     ///
     /// # Errors
@@ -376,6 +389,8 @@ impl Drop for Daemon {
                 let _ = Command::new("umount").args(["-l", point]).status();
             }
         }
+        // Only a test that asked for a small disk has one there.
+        let _ = Command::new("umount").arg("-lq").arg(self.root()).output();
         for group in groups(&self.prefix) {
             remove_groups(&group);
         }

@@ -22,16 +22,26 @@ pub fn daemon(test: &str) -> Option<Daemon> {
 
 /// As [`daemon`], with options, and not started yet.
 pub fn idle(test: &str, options: &[&str]) -> Option<Daemon> {
+    let daemon = bare(test, options)?;
+    lend_busybox(&daemon);
+    Some(daemon)
+}
+
+/// A daemon not started yet, without images.
+pub fn bare(test: &str, options: &[&str]) -> Option<Daemon> {
     if testkit::lacks(test, &["ip", "nft", "nsenter", "busybox"]) {
         return None;
     }
+    Some(Daemon::new(Path::new(BERTH), options).unwrap())
+}
+
+/// Gives a daemon that never ran the image `busybox`.
+pub fn lend_busybox(daemon: &Daemon) {
     let images = testkit::images(Path::new(BERTH), &cache(), "busybox", |daemon| {
         daemon.berth(&["image", "build", "--recipe", "busybox"])?;
         Ok(())
     });
-    let daemon = Daemon::new(Path::new(BERTH), options).unwrap();
     daemon.lend_images(&images.unwrap()).unwrap();
-    Some(daemon)
 }
 
 /// Where images are kept between runs.

@@ -56,7 +56,10 @@ fn images_go_to_a_registry_and_come_back() {
 
     // One flipped byte in what the registry holds: refused by its digest, nothing stays.
     clear_images(&daemon);
-    for (how, damage) in [("wrong", flip as fn(&mut Vec<u8>)), ("short", cut)] {
+    for (how, damage) in [
+        ("wrong", (|bytes| flip(bytes)) as fn(&mut Vec<u8>)),
+        ("short", cut),
+    ] {
         let blob = registry.largest_blob().unwrap();
         let good = fs::read(&blob).unwrap();
         let mut bad = good.clone();
@@ -74,7 +77,7 @@ fn images_go_to_a_registry_and_come_back() {
     daemon.berth(&["image", "pull", THERE]).unwrap();
 }
 
-fn flip(bytes: &mut Vec<u8>) {
+fn flip(bytes: &mut [u8]) {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
 }

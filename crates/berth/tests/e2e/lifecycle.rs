@@ -4,7 +4,7 @@ use std::{io::Read, process::Stdio};
 
 use serde_json::Value;
 
-use crate::common::{daemon, idle, status, until, until_so};
+use crate::common::{daemon, idle, status, until_so};
 
 /// A program that ends with 7 when asked to, and says so.
 const OBEDIENT: &str = "trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 0.05; done";
@@ -333,7 +333,5 @@ fn fed(mut command: std::process::Command, input: &str) -> testkit::Said {
         .spawn()
         .unwrap();
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes()).unwrap();
-    let output = until("the command ends", || child.try_wait().unwrap().map(|_| ()));
-    let () = output;
     testkit::Said::of(&child.wait_with_output().unwrap())
 }

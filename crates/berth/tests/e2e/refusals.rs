@@ -8,7 +8,7 @@ use std::{
 use serde_json::{Value, json};
 use testkit::Daemon;
 
-use crate::common::daemon;
+use crate::common::{bare, daemon, lend_busybox, until, until_so};
 
 /// Sends a request with a body; the status and the answer.
 fn send(daemon: &Daemon, words: &[&str], path: &str, body: &[u8]) -> (u16, Value) {
@@ -170,11 +170,77 @@ fn wrong_requests_are_refused_and_leave_nothing() {
             "{words:?}: {said:?}"
         );
     }
-    crate::common::until_so("nothing stays", || daemon.list().unwrap().is_empty());
+    until_so("nothing stays", || daemon.list().unwrap().is_empty());
     let left = daemon.leftovers();
     let left: Vec<_> = left
         .iter()
         .filter(|it| it.starts_with("mount") || it.starts_with("cgroup") || it.starts_with("file"))
         .collect();
     assert!(left.is_empty(), "{left:#?}");
+}
+
+#[test]
+fn a_full_disk_is_said_and_survived() {
+    let Some(mut daemon) = bare("a_full_disk", &[]) else {
+        return;
+    };
+    daemon.on_small_disk(24).unwrap();
+    lend_busybox(&daemon);
+    daemon.restart().unwrap();
+    daemon
+        .berth(&["run", "-d", "--name", "before", "busybox", "sleep", "1000"])
+        .unwrap();
+    // An archive that does not fit.
+    let archive = daemon.run_dir().join("big.tar");
+    let tree = tempfile::tempdir_in("/var/tmp").unwrap();
+    let noise = std::fs::File::open("/dev/urandom").unwrap();
+    let mut big = std::fs::File::create(tree.path().join("big")).unwrap();
+    std::io::copy(&mut std::io::Read::take(noise, 40 << 20), &mut big).unwrap();
+    let mut tar = Command::new("tar");
+    tar.arg("-cf")
+        .arg(&archive)
+        .arg("-C")
+        .arg(tree.path())
+        .arg("big");
+    assert!(tar.status().unwrap().success());
+    let said = daemon
+        .run(&["image", "import", archive.to_str().unwrap(), "big"])
+        .unwrap();
+    assert!(
+        said.code == 1 && said.err.to_lowercase().contains("no space"),
+        "{said:?}"
+    );
+    assert_eq!(daemon.run(&["image", "show", "big"]).unwrap().code, 3);
+    let left = |place: &str| {
+        std::fs::read_dir(daemon.root().join(place))
+            .unwrap()
+            .count()
+    };
+    until_so("nothing stays of it", || {
+        left("uploads") == 0 && left("images/ingest") == 0
+    });
+
+    // No room for anything: refused, and what runs goes on.
+    let filler = daemon.root().join("filler");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    while file.write_all(&[0; 4096]).is_ok() {}
+    let said = daemon
+        .run(&["run", "-d", "--name", "full", "busybox", "true"])
+        .unwrap();
+    assert!(said.code != 0 && !said.err.is_empty(), "{said:?}");
+    assert_eq!(
+        daemon.berth(&["exec", "before", "echo", "alive"]).unwrap(),
+        "alive"
+    );
+    assert_eq!(crate::common::status(&daemon, "before"), "running");
+    drop(file);
+    std::fs::remove_file(&filler).unwrap();
+    daemon.run(&["rm", "-f", "full"]).unwrap();
+    let again = until("there is room again", || {
+        let said = daemon
+            .run(&["run", "--rm", "busybox", "echo", "again"])
+            .unwrap();
+        (said.code == 0).then_some(said.out)
+    });
+    assert_eq!(again, "again\n");
 }
