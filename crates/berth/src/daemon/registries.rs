@@ -52,6 +52,5 @@ pub(super) fn load(asked: Option<&Path>, paths: &Paths) -> Result<RegistryConfig
         insecure: file.insecure,
         ca_files: file.ca_files,
         credentials: Credentials::of_user(paths.root().join("credentials.json")),
-        ..RegistryConfig::default()
     })
 }
