@@ -16,7 +16,7 @@ use crate::container::Container;
 use crate::create::Stdio;
 use crate::error::{Context, Failure, Step, chain};
 use crate::process::{Labels, Program};
-use crate::spec::{NamespaceKind, Process, Status};
+use crate::spec::{NamespaceKind, Personality, Process, Status};
 use crate::state::StateError;
 use crate::{init, limits, namespaces, pid_file, sys, terminal};
 
@@ -183,6 +183,7 @@ impl Container {
             target,
             flags: self.namespace_flags()?,
             group: group.as_ref(),
+            personality: self.record.personality.as_ref(),
             streams: match &request.stdio {
                 Stdio::Inherit => None,
                 Stdio::Fds(fds) => Some(fds),
@@ -270,6 +271,7 @@ struct Entry<'a> {
     target: &'a OwnedFd,
     flags: u32,
     group: Option<&'a cgroup::Cgroup>,
+    personality: Option<&'a Personality>,
     streams: Option<&'a [OwnedFd; 3]>,
 }
 
@@ -333,8 +335,12 @@ impl<'a> Entry<'a> {
             target,
             flags,
             group,
+            personality,
             streams,
         } = self;
+        if let Some(personality) = personality {
+            limits::set_personality(personality)?;
+        }
         let affinity = program.process.exec_cpu_affinity.as_ref();
         if let Some(affinity) = affinity {
             limits::set_affinity(&affinity.initial)?;

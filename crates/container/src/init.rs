@@ -16,7 +16,7 @@ use crate::mounts::{self, CgroupView};
 use crate::namespaces;
 use crate::process::{Labels, Program};
 use crate::spec::{NamespaceKind, Spec, State, Status};
-use crate::{cgroups, hooks, sys, terminal};
+use crate::{cgroups, hooks, limits, sys, terminal};
 
 /// What the child needs; everything was made or opened by the parent.
 pub(crate) struct Init<'a> {
@@ -101,16 +101,10 @@ impl Init<'_> {
         };
         self.change_root(channel)?;
         if let Some(personality) = &linux.personality {
-            const PER_LINUX32: u64 = 0x0008;
-            let domain = if personality.domain == "LINUX32" {
-                PER_LINUX32
-            } else {
-                0
-            };
-            sys::personality(domain).ctx("cannot set linux.personality")?;
+            limits::set_personality(personality)?;
         }
         if let Some(policy) = &linux.memory_policy {
-            let (mode, nodes) = crate::limits::memory_policy(policy)
+            let (mode, nodes) = limits::memory_policy(policy)
                 .map_err(|why| Failure::new("cannot use linux.memoryPolicy", why))?;
             sys::set_mempolicy(mode, &nodes).ctx("cannot set linux.memoryPolicy")?;
         }

@@ -7,7 +7,7 @@
 use rustix::io::Errno;
 
 use crate::error::{Context, Failure, Step};
-use crate::spec::{IoClass, IoPriority, MemoryPolicy, Rlimit, Scheduler};
+use crate::spec::{IoClass, IoPriority, MemoryPolicy, Personality, Rlimit, Scheduler};
 use crate::sys::{self, SchedAttr};
 
 /// The kernel's number for a limit's name.
@@ -119,6 +119,17 @@ pub(crate) fn sched_attr(scheduler: &Scheduler) -> Result<SchedAttr, String> {
         deadline: scheduler.deadline,
         period: scheduler.period,
     })
+}
+
+/// Sets the caller's execution domain, checked by validation.
+pub(crate) fn set_personality(personality: &Personality) -> Step<()> {
+    const PER_LINUX: u64 = 0;
+    const PER_LINUX32: u64 = 0x0008;
+    let domain = match personality.domain.as_str() {
+        "LINUX32" => PER_LINUX32,
+        _ => PER_LINUX,
+    };
+    sys::personality(domain).ctx("cannot set linux.personality")
 }
 
 /// Sets the caller's scheduling.

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bundle;
 use crate::error::{Context, Failure, Step};
-use crate::spec::{Hooks, NamespaceKind, OCI_VERSION, Process, Spec, State, Status};
+use crate::spec::{Hooks, NamespaceKind, OCI_VERSION, Personality, Process, Spec, State, Status};
 
 /// Version of the format of `state.json`.
 const VERSION: u32 = 1;
@@ -66,6 +66,9 @@ pub struct Record {
     /// Whether its first process is that of a pid namespace, so that nothing there survives it.
     #[serde(default)]
     owns_pids: bool,
+    /// Its execution domain, which `exec` takes on.
+    #[serde(default)]
+    pub(crate) personality: Option<Personality>,
 }
 
 /// Why a container's state cannot be used.
@@ -347,6 +350,7 @@ impl Record {
             filtered: spec.linux.seccomp.is_some(),
             exposed: crate::guard::is_exposed(spec),
             owns_pids: spec.linux.is_new(NamespaceKind::Pid),
+            personality: spec.linux.personality.clone(),
         }
     }
 

@@ -259,13 +259,14 @@ fn linux(linux: &Linux) -> Check {
             );
         }
     }
-    for (name, list) in [
-        ("maskedPaths", &linux.masked_paths),
-        ("readonlyPaths", &linux.readonly_paths),
+    // Read-only ones may be relative to the root, as every other runtime takes them.
+    for (name, list, absolute) in [
+        ("maskedPaths", &linux.masked_paths, true),
+        ("readonlyPaths", &linux.readonly_paths, false),
     ] {
         count(&format!("linux.{name}"), list.len())?;
         for (i, entry) in list.iter().enumerate() {
-            path(&format!("linux.{name}[{i}]"), entry, true)?;
+            path(&format!("linux.{name}[{i}]"), entry, absolute)?;
         }
     }
     if !matches!(

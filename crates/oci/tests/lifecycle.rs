@@ -75,8 +75,17 @@ fn exec_joins_the_container_with_its_own_streams_ids_and_status() {
     }
     let mut bed = Bed::new();
     bed.script("sleep 100");
+    bed.config["process"]["env"] = json!(["PATH=/bin", "A=0"]);
+    bed.config["linux"]["personality"] = json!({ "domain": "LINUX32" });
+    bed.config["linux"]["readonlyPaths"] = json!(["data"]);
     bed.write_config();
     bed.ok(&["run", "-d", "c"]);
+    if cfg!(target_arch = "x86_64") {
+        let machine = bed.ok(&["exec", "c", "busybox", "uname", "-m"]);
+        assert_eq!(machine, "i686\n", "the container's execution domain");
+    }
+    let said = bed.ok(&["exec", "c", "sh", "-c", "echo x > /data/x; echo $?"]);
+    assert_eq!(said, "1\n", "a path relative to the root is read-only");
     let inside = "for n in pid net ipc uts mnt cgroup; do readlink /proc/$1/ns/$n; done";
     let own = bed.ok(&["exec", "c", "sh", "-c", inside, "sh", "self"]);
     assert_eq!(own, bed.ok(&["exec", "c", "sh", "-c", inside, "sh", "1"]));

@@ -101,7 +101,9 @@ fn describe(call: &Call, mut process: Process) -> Result<Process> {
     if let Some(cwd) = values.get("cwd") {
         process.cwd = cwd.into();
     }
-    process.env.extend(values.all("env").map(str::to_owned));
+    for entry in values.all("env") {
+        set_variable(&mut process.env, entry);
+    }
     if let Some(user) = values.get("user") {
         let (uid, gid) = user
             .split_once(':')
@@ -144,6 +146,18 @@ fn describe(call: &Call, mut process: Process) -> Result<Process> {
         process.apparmor_profile = profile.to_owned();
     }
     Ok(process)
+}
+
+/// Adds `KEY=value` in place of what the key had: programs take the first of two.
+fn set_variable(env: &mut Vec<String>, entry: &str) {
+    let key = |entry: &str| {
+        entry
+            .split_once('=')
+            .map_or(entry.len(), |(key, _)| key.len())
+    };
+    let wanted = &entry[..key(entry)];
+    env.retain(|old| &old[..key(old)] != wanted);
+    env.push(entry.to_owned());
 }
 
 /// A terminal without a size takes that of the caller's.
