@@ -410,13 +410,13 @@ fn an_archive_is_read_by_skopeo_and_comes_back_as_the_same_image() {
         name: Some(local("l")),
         ..ImportOptions::default()
     };
-    // Two names make two entries of one image in the layout, so one name cannot be given.
-    assert!(
-        other
-            .store
-            .import_layout(&layout, &options, &Job::silent())
-            .is_err()
-    );
+    // Two names make two entries, but of one image: it can be given another name.
+    let named = other
+        .store
+        .import_layout(&layout, &options, &Job::silent())
+        .unwrap();
+    assert!(named.iter().all(|id| *id == image));
+    assert_eq!(other.store.resolve(&local("l").to_string()).unwrap(), image);
     assert_eq!(
         other
             .store
