@@ -106,6 +106,26 @@ fn number(name: &str) -> Option<usize> {
         .position(|known| short.eq_ignore_ascii_case(known))
 }
 
+/// Refuses early what the kernel would refuse late: capabilities to inherit that are neither bounded nor
+/// inherited already.
+pub(crate) fn check_inheritable(sets: &Sets) -> Step<()> {
+    let beyond = sets.inheritable & !sets.bounding;
+    if beyond == 0 {
+        return Ok(());
+    }
+    let own = rustix::thread::capabilities(None).ctx("cannot read the capabilities")?;
+    if beyond & own.permitted.bits() & !own.inheritable.bits() == 0 {
+        return Ok(());
+    }
+    Err(Failure {
+        what:
+            "cannot grant process.capabilities.inheritable beyond process.capabilities.bounding; \
+               name them in both"
+                .into(),
+        source: Errno::PERM.into(),
+    })
+}
+
 /// Gives up everything outside `sets` and becomes `user`. What cannot be granted because the caller
 /// does not have it is left out, as the specification asks.
 pub(crate) fn become_user(user: &User, sets: &Sets) -> Step<()> {

@@ -102,6 +102,7 @@ impl<'a> Program<'a> {
             .as_ref()
             .map(caps::parse)
             .unwrap_or_default();
+        caps::check_inheritable(&caps)?;
         let warnings = unknown
             .iter()
             .map(|name| format!("capability {name} is unknown and ignored"))

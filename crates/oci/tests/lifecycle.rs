@@ -336,6 +336,11 @@ fn what_cannot_work_is_refused_by_name_and_leaves_nothing() {
             json!([{ "type": "RLIMIT_CORE", "soft": 2, "hard": 1 }]),
             "rlimits[0].soft",
         ),
+        (
+            "/process/capabilities",
+            json!({ "inheritable": ["CAP_NET_RAW"], "permitted": ["CAP_NET_RAW"] }),
+            "beyond process.capabilities.bounding",
+        ),
         ("/root", json!(null), "root"),
         ("/root/path", json!("nowhere"), "root.path"),
         (
