@@ -74,7 +74,8 @@ impl Control {
         timeout: Duration,
         reached: impl Fn(Option<&InstanceRecord>, Option<&InstanceStatus>) -> bool,
     ) -> Result<InstanceDetail, Problem> {
-        let mut last = None;
+        // What was last seen of it: an instance may go while its end is waited for.
+        let mut last: Option<(InstanceRecord, Option<InstanceStatus>)> = None;
         let waiting = async {
             loop {
                 // Watched from before it is read, so that no change falls between.
@@ -83,7 +84,7 @@ impl Control {
                 let record = self.record(id).await?.map(|entry| entry.value);
                 let there = reached(record.as_ref(), status.as_ref());
                 if let Some(record) = record {
-                    last = Some(record);
+                    last = Some((record, status));
                 }
                 if there {
                     return Ok(());
@@ -98,16 +99,16 @@ impl Control {
             }
         };
         let outcome = tokio::time::timeout(timeout, waiting).await;
-        let Some(record) = last else {
+        let Some((record, status)) = last else {
             return Err(Problem::not_found("instance", &id.to_string()));
         };
         match outcome {
             Ok(result) => {
                 result?;
-                self.detail(&record).await
+                let directory = self.node().parts().paths.instance(id);
+                Ok(wire::detail(&record, status.as_ref(), &directory))
             }
             Err(_elapsed) => {
-                let status = self.status(id).await?;
                 let phase = wire::phase(&record, status.as_ref());
                 let text = format!(
                     "after {:.0} s instance {:?} is {phase}, not as asked",

@@ -146,7 +146,11 @@ async fn attach(client: &Client, made: &InstanceDetail, stdin: bool) -> Outcome<
 fn started(made: &InstanceDetail) -> Outcome {
     let instance = &made.instance;
     match &instance.message {
-        Some(why) if instance.status == "stopped" && instance.exit.is_none() => {
+        // Already on its way out with --rm.
+        Some(why)
+            if ["stopped", "deleting"].contains(&instance.status.as_str())
+                && instance.exit.is_none() =>
+        {
             let name = &instance.name;
             let what = format!("{name} could not be started: {}", human::clean(why));
             Err(Failure::error(what))
