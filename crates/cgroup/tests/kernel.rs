@@ -99,7 +99,7 @@ fn a_process_enters_is_listed_and_leaves_nothing() {
     let Some(mut s) = Scratch::new("enter") else {
         return;
     };
-    let pid = s.spawn("sleep 1000");
+    let pid = s.spawn("exec sleep 1000");
     assert_eq!(s.group.pids().unwrap(), [pid]);
     let membership = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     let path = s.group.path().to_string();

@@ -102,12 +102,40 @@ impl Log {
         self.file = open(path).ok().map(|(file, _)| file);
     }
 
-    fn append(&mut self, records: &[u8]) -> io::Result<()> {
-        let len = records.len() as u64;
+    /// Writes whole records, each file as full as it may be.
+    fn append(&mut self, mut records: &[u8]) -> io::Result<()> {
+        while !records.is_empty() {
+            let (fitting, rest) = records.split_at(self.fitting(records));
+            self.append_here(fitting)?;
+            records = rest;
+        }
+        Ok(())
+    }
+
+    /// How many bytes of `records` go into the current file, which is put aside when it is full. A
+    /// record that is longer than a file may be has one of its own.
+    fn fitting(&mut self, records: &[u8]) -> usize {
         let max = self.config.max_bytes;
-        if max > 0 && self.size > 0 && self.size + len > max {
+        for _ in 0..2 {
+            let room = usize::try_from(max.saturating_sub(self.size)).unwrap_or(usize::MAX);
+            if max == 0 || records.len() <= room {
+                return records.len();
+            }
+            let whole = |part: &[u8]| part.iter().rposition(|&byte| byte == b'\n');
+            if let Some(end) = whole(&records[..room]) {
+                return end + 1;
+            }
+            if self.size == 0 {
+                break;
+            }
             self.rotate();
         }
+        let first = records.iter().position(|&byte| byte == b'\n');
+        first.map_or(records.len(), |end| end + 1)
+    }
+
+    fn append_here(&mut self, records: &[u8]) -> io::Result<()> {
+        let len = records.len() as u64;
         if self.file.is_none() {
             let (file, size) = open(&self.config.path)?;
             (self.file, self.size) = (Some(file), size);
