@@ -95,7 +95,7 @@ async fn recover_instance(
     }
 }
 
-/// Records the network of an instance if it is unknown: a /24 and a /64 around its addresses.
+/// Records the network of an instance if it is unknown: one as long as a default one around its addresses.
 async fn recover_network(
     record: &InstanceRecord,
     store: &Store,
@@ -112,7 +112,9 @@ async fn recover_network(
         return Ok(None);
     }
     let v4 = lease.addresses.iter().find_map(|address| match address {
-        std::net::IpAddr::V4(address) => ipnetwork::Ipv4Network::new(*address, 24).ok(),
+        std::net::IpAddr::V4(address) => {
+            ipnetwork::Ipv4Network::new(*address, network::ipam::DEFAULT_PREFIX4).ok()
+        }
         std::net::IpAddr::V6(_) => None,
     });
     let v6 = lease.addresses.iter().find_map(|address| match address {
@@ -129,7 +131,7 @@ async fn recover_network(
     let network = NetworkRecord {
         name: lease.network.clone(),
         spec: NetworkSpec {
-            ipv4: v4.and_then(|net| ipnetwork::Ipv4Network::new(net.network(), 24).ok()),
+            ipv4: v4.and_then(|net| ipnetwork::Ipv4Network::new(net.network(), net.prefix()).ok()),
             ipv6: v6.and_then(|net| ipnetwork::Ipv6Network::new(net.network(), 64).ok()),
             outside: model::network::Outside::Nat,
             mtu: None,

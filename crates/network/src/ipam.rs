@@ -105,18 +105,25 @@ pub fn request(
     }
 }
 
-/// The first default IPv4 subnet that overlaps nothing in `used`: `10.77.0.0/24`, then further
+/// Length of a default IPv4 subnet: room for 4,093 instances.
+pub const DEFAULT_PREFIX4: u8 = 20;
+
+/// The first default IPv4 subnet that overlaps nothing in `used`: `10.77.0.0/20`, then further
 /// ones. The result carries the gateway's address.
 ///
 /// # Errors
 /// [`IpamError::NoSubnet`].
 pub fn choose_subnet4(used: &[IpNetwork]) -> Result<Ipv4Network, IpamError> {
-    let ours = (0..=255).map(|third| Ipv4Addr::new(10, 77, third, 1));
-    let more = (0..=255).map(|third| Ipv4Addr::new(172, 29, third, 1));
-    let last = (100..=199).map(|third| Ipv4Addr::new(192, 168, third, 1));
+    // Each /20 begins at a multiple of 16 of its third byte.
+    let thirds = || (0..=240).step_by(16);
+    let ours = thirds().map(|third| Ipv4Addr::new(10, 77, third, 1));
+    let more = thirds().map(|third| Ipv4Addr::new(172, 29, third, 1));
+    let last = (96..=192)
+        .step_by(16)
+        .map(|third| Ipv4Addr::new(192, 168, third, 1));
     ours.chain(more)
         .chain(last)
-        .filter_map(|gateway| Ipv4Network::new(gateway, 24).ok())
+        .filter_map(|gateway| Ipv4Network::new(gateway, DEFAULT_PREFIX4).ok())
         .find(|candidate| {
             !used
                 .iter()
@@ -275,9 +282,9 @@ mod tests {
 
     #[test]
     fn the_first_choices_are_the_documented_ones() {
-        assert_eq!(choose_subnet4(&[]).unwrap().to_string(), "10.77.0.1/24");
+        assert_eq!(choose_subnet4(&[]).unwrap().to_string(), "10.77.0.1/20");
         let used = ["10.77.0.128/25".parse().unwrap()];
-        assert_eq!(choose_subnet4(&used).unwrap().to_string(), "10.77.1.1/24");
+        assert_eq!(choose_subnet4(&used).unwrap().to_string(), "10.77.16.1/20");
         assert_eq!(
             choose_subnet4(&["0.0.0.0/0".parse().unwrap()]),
             Err(IpamError::NoSubnet)
