@@ -61,17 +61,18 @@ impl Control {
         self.blocking_images(move |images| {
             let image = images.get(&wanted)?;
             let config = images.config(&image.id)?;
-            let mut layers = Vec::new();
-            for diff_id in &image.layers {
-                let info = images.layer(diff_id)?;
-                layers.push(ImageLayer {
-                    digest: info
-                        .as_ref()
-                        .map_or_else(String::new, |info| info.diff_id.to_string()),
-                    diff_id: diff_id.to_string(),
-                    size_bytes: info.map_or(0, |info| info.bytes),
-                });
-            }
+            let manifest = images.manifest(&image.id)?;
+            let layer = |(blob, diff_id): (&image::Descriptor, &Digest)| ImageLayer {
+                digest: blob.digest.to_string(),
+                diff_id: diff_id.to_string(),
+                size_bytes: blob.size,
+            };
+            let layers = manifest
+                .layers
+                .iter()
+                .zip(&image.layers)
+                .map(layer)
+                .collect();
             let run = config.config;
             let named = |text: String| (!text.is_empty()).then_some(text);
             let name = image

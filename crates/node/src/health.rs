@@ -13,7 +13,7 @@ use store::Durability;
 
 use crate::{Node, lock, pass, tables};
 
-/// Most output of a check that is looked at; the rest is thrown away.
+/// `SIGKILL`.
 const KILL: i32 = 9;
 
 impl Node {

@@ -26,6 +26,18 @@ fn images_go_to_a_registry_and_come_back() {
     let before = daemon
         .berth(&["image", "show", "-o", "json", "busybox"])
         .unwrap();
+    // What is shown of its layer is what the registry holds.
+    let blob = registry.largest_blob().unwrap();
+    let hex = blob
+        .parent()
+        .unwrap()
+        .file_name()
+        .unwrap()
+        .to_str()
+        .unwrap();
+    let length = fs::metadata(&blob).unwrap().len();
+    assert!(before.contains(&format!("sha256:{hex}")), "{before}");
+    assert!(before.contains(&length.to_string()), "{before}");
     clear_images(&daemon);
     // The first use fetches it.
     assert_eq!(

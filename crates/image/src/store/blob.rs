@@ -64,8 +64,11 @@ impl Store {
         Ok(digest)
     }
 
-    /// A stored manifest.
-    pub(crate) fn manifest(&self, image: &Digest) -> Result<Manifest, StoreError> {
+    /// The manifest of an image: its layers as they are transferred, lowest first.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], or that the stored document is damaged.
+    pub fn manifest(&self, image: &Digest) -> Result<Manifest, StoreError> {
         let bytes = self.read_blob(image, self.limits().manifest_bytes)?;
         match Document::parse(&bytes, self.limits())? {
             Document::Manifest(manifest) => Ok(manifest),
