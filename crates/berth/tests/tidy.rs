@@ -13,12 +13,17 @@ use std::{
 const MAX_LINES: usize = 800;
 /// Crates that talk to the kernel in ways that need unsafe code; all others forbid it.
 const UNSAFE: &[&str] = &[
+    "agent",
     "cgroup",
     "container",
+    "cpu",
+    "devices",
     "image",
+    "memory",
     "network",
     "oci",
     "seccomp",
+    "vmm",
     "volume",
 ];
 

@@ -1,0 +1,23 @@
+//! Devices of a virtual machine: the platform's own and virtio, one directory each.
+//!
+//! A device is reached through [`Registers`] and reaches back through RAM and [`Interrupts`]. It
+//! knows of no CPU and of no hypervisor, so all of them work with both.
+
+/// What a device shows to the guest at some range of ports or memory. Called from all vCPU threads
+/// at once; a device locks itself. Offsets and sizes are the guest's choice: any of 1, 2, 4, 8
+/// bytes at any offset, and nothing they do may harm the host.
+pub trait Registers: Send + Sync {
+    /// A load of 1 to 8 bytes at an offset from the start of the range. What does not exist reads
+    /// as the device's specification says, else as zero.
+    fn read(&self, offset: u64, data: &mut [u8]);
+
+    /// A store of 1 to 8 bytes.
+    fn write(&self, offset: u64, data: &[u8]);
+}
+
+/// How a device interrupts, whoever delivers it.
+pub trait Interrupts: Send + Sync {
+    /// Delivers a message-signalled interrupt: `address` and `data` as a PCI function would store
+    /// them (Intel SDM 3A, 12.11). Never waits.
+    fn signal_msi(&self, address: u64, data: u32);
+}

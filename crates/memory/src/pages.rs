@@ -1,0 +1,158 @@
+//! What is known of each page of RAM: the dirty log, and the generation of pages that hold code.
+//!
+//! A software CPU keeps translations of guest code and must notice when that code is written,
+//! whoever writes: itself, another vCPU, a device. It marks the page ([`Pages::mark_code`]),
+//! remembers [`Pages::generation`] with the translation, and compares the two before it uses it. A
+//! write to a page so marked raises the generation; a write to any other page costs one relaxed
+//! load.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+};
+
+use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
+
+use crate::PAGE_BYTES;
+
+/// What is known of the pages of RAM. Pages are numbered in order of guest address, the hole for
+/// devices left out.
+#[derive(Debug)]
+pub struct Pages {
+    logging: AtomicBool,
+    dirty: Box<[AtomicU64]>,
+    code: Box<[AtomicU64]>,
+    generation: Box<[AtomicU32]>,
+}
+
+fn zeroed<T: Default>(count: usize) -> Box<[T]> {
+    std::iter::repeat_with(T::default).take(count).collect()
+}
+
+impl Pages {
+    /// Of `bytes` of RAM: nothing dirty, no code.
+    #[must_use]
+    pub fn new(bytes: u64) -> Self {
+        let pages = usize::try_from(bytes.div_ceil(PAGE_BYTES)).unwrap_or(usize::MAX);
+        Self {
+            logging: AtomicBool::new(false),
+            dirty: zeroed(pages.div_ceil(64)),
+            code: zeroed(pages.div_ceil(64)),
+            generation: zeroed(pages),
+        }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.generation.len()
+    }
+
+    /// Marks a page as holding code somebody keeps a translation of. Whoever may write to it
+    /// without calling [`Pages::written`] must be stopped from doing so first.
+    pub fn mark_code(&self, page: usize) {
+        self.code[page / 64].fetch_or(1 << (page % 64), Ordering::SeqCst);
+    }
+
+    /// Whether a page holds code somebody keeps a translation of.
+    #[inline]
+    #[must_use]
+    pub fn is_code(&self, page: usize) -> bool {
+        self.code[page / 64].load(Ordering::Relaxed) & (1 << (page % 64)) != 0
+    }
+
+    /// Changes with every write to the page while it is marked as code.
+    #[inline]
+    #[must_use]
+    pub fn generation(&self, page: usize) -> u32 {
+        self.generation[page].load(Ordering::Acquire)
+    }
+
+    /// Says that a page was written. Call it after the write.
+    #[inline]
+    pub fn written(&self, page: usize) {
+        let (word, bit) = (page / 64, 1 << (page % 64));
+        if self.code[word].load(Ordering::Relaxed) & bit != 0 {
+            self.generation[page].fetch_add(1, Ordering::AcqRel);
+        }
+        if self.logging.load(Ordering::Relaxed)
+            && self.dirty[word].load(Ordering::Relaxed) & bit == 0
+        {
+            self.dirty[word].fetch_or(bit, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether writes are logged. A vCPU may skip [`Pages::written`] for a page only while this is
+    /// `false` or the page is dirty already.
+    #[inline]
+    #[must_use]
+    pub fn is_logging(&self) -> bool {
+        self.logging.load(Ordering::Relaxed)
+    }
+
+    /// Starts or stops the dirty log.
+    pub fn set_logging(&self, on: bool) {
+        self.logging.store(on, Ordering::SeqCst);
+    }
+
+    /// Whether a page was written while the log was on and not taken since.
+    #[inline]
+    #[must_use]
+    pub fn is_dirty(&self, page: usize) -> bool {
+        self.dirty[page / 64].load(Ordering::Acquire) & (1 << (page % 64)) != 0
+    }
+
+    /// Takes 64 pages of the log: a bit for each that was written, the lowest for page
+    /// `64 * word`. They are clean from now on.
+    #[must_use]
+    pub fn take_dirty(&self, word: usize) -> u64 {
+        self.dirty[word].swap(0, Ordering::AcqRel)
+    }
+}
+
+/// The window on [`Pages`] that belongs to one region of RAM, from some offset in it on.
+#[derive(Debug, Clone)]
+pub struct PageLog {
+    pages: Arc<Pages>,
+    /// Bytes of RAM, the hole left out, before where this window begins.
+    base: usize,
+}
+
+impl PageLog {
+    /// The window that begins `base` bytes into RAM.
+    #[must_use]
+    pub fn new(pages: Arc<Pages>, base: usize) -> Self {
+        Self { pages, base }
+    }
+}
+
+impl WithBitmapSlice<'_> for PageLog {
+    type S = Self;
+}
+
+impl BitmapSlice for PageLog {}
+
+impl Bitmap for PageLog {
+    fn mark_dirty(&self, offset: usize, len: usize) {
+        let page = PAGE_BYTES as usize;
+        if len == 0 {
+            return;
+        }
+        let start = self.base + offset;
+        for page in start / page..=(start + len - 1) / page {
+            self.pages.written(page);
+        }
+    }
+
+    fn dirty_at(&self, offset: usize) -> bool {
+        self.pages
+            .is_dirty((self.base + offset) / PAGE_BYTES as usize)
+    }
+
+    fn slice_at(&self, offset: usize) -> Self {
+        Self {
+            pages: Arc::clone(&self.pages),
+            base: self.base + offset,
+        }
+    }
+}
