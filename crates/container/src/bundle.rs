@@ -73,15 +73,6 @@ pub fn load(dir: &Path) -> Result<(PathBuf, Spec), BundleError> {
 /// # Errors
 /// As [`load`].
 pub fn load_config(dir: &Path, config: &Path) -> Result<(PathBuf, Spec), BundleError> {
-    load_with(dir, config, |_| {})
-}
-
-/// As [`load_config`], but shows the configuration's text to `peek` before it is parsed.
-pub(crate) fn load_with(
-    dir: &Path,
-    config: &Path,
-    peek: impl FnOnce(&[u8]),
-) -> Result<(PathBuf, Spec), BundleError> {
     let bundle = dir
         .canonicalize()
         .map_err(|source| BundleError::Directory {
@@ -90,7 +81,6 @@ pub(crate) fn load_with(
         })?;
     let path = bundle.join(config);
     let text = read(&path)?;
-    peek(&text);
     let spec: Spec = parse_file(&path, &text)?;
     validate::spec(&spec).map_err(|source| BundleError::Invalid { path, source })?;
     Ok((bundle, spec))

@@ -10,6 +10,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use crate::error::{Context, Failure, Step};
 use crate::spec::{Capabilities, User};
 use crate::sys;
+use crate::tail::Tail;
 
 /// Names in the order of their numbers (linux/capability.h).
 const NAMES: [&str; 41] = [
@@ -126,13 +127,20 @@ pub(crate) fn check_inheritable(sets: &Sets) -> Step<()> {
     })
 }
 
-/// Gives up everything outside `sets` and becomes `user`. What cannot be granted because the caller
-/// does not have it is left out, as the specification asks.
-pub(crate) fn become_user(user: &User, sets: &Sets) -> Step<()> {
-    let have = rustix::thread::capabilities(None)
-        .ctx("cannot read the capabilities")?
-        .permitted
-        .bits();
+/// What a process that has become another user may keep of its capabilities.
+#[derive(Debug)]
+pub(crate) struct Rights {
+    effective: u64,
+    permitted: u64,
+    inheritable: u64,
+    ambient: u64,
+}
+
+/// Becomes `user` and gives up what lies outside the bounding set; everything else is kept until
+/// [`Rights::keep_only`]. What cannot be granted because the caller does not have it is left out, as the
+/// specification asks.
+pub(crate) fn become_user(user: &User, sets: &Sets) -> Step<Rights> {
+    let have = rustix::thread::capabilities(None).ctx("cannot read the capabilities")?;
     drop_bounding(sets.bounding)?;
     // Makes the kernel keep the permitted set across the change of ids.
     sys::prctl(libc::PR_SET_KEEPCAPS, 1, 0).ctx("cannot keep capabilities across setuid")?;
@@ -149,14 +157,45 @@ pub(crate) fn become_user(user: &User, sets: &Sets) -> Step<()> {
     }
     rustix::thread::set_thread_res_gid(gid, gid, gid).with(|| unmapped("gid", user.gid))?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).with(|| unmapped("uid", user.uid))?;
-    let permitted = sets.permitted & have;
-    let wanted = CapabilitySets {
-        effective: CapabilitySet::from_bits_retain(sets.effective & permitted),
-        permitted: CapabilitySet::from_bits_retain(permitted),
-        inheritable: CapabilitySet::from_bits_retain(sets.inheritable & have),
-    };
-    rustix::thread::set_capabilities(None, wanted).ctx("cannot set the capabilities")?;
-    raise_ambient(sets.ambient & sets.inheritable & permitted)
+    if user.uid != 0 {
+        // The change of ids emptied the effective set; the last steps need it.
+        rustix::thread::set_capabilities(None, have).ctx(CANNOT_SET)?;
+    }
+    let permitted = sets.permitted & have.permitted.bits();
+    Ok(Rights {
+        effective: sets.effective & permitted,
+        permitted,
+        inheritable: sets.inheritable & have.permitted.bits(),
+        ambient: sets.ambient & sets.inheritable & permitted,
+    })
+}
+
+const CANNOT_SET: &str = "cannot set the capabilities";
+
+impl Rights {
+    /// Plans giving up everything else.
+    pub(crate) fn keep_only(&self, tail: &mut Tail) {
+        const VERSION_3: u64 = 0x2008_0522;
+        const PR_CAP_AMBIENT_RAISE: u64 = 2;
+        // The header: version and process (0: this one). Then, as 32-bit numbers, the three sets' lower
+        // halves and their upper halves.
+        let header = tail.keep(vec![VERSION_3]);
+        let low = |set: u64| set & 0xffff_ffff;
+        let high = |set: u64| set >> 32;
+        let sets = tail.keep(vec![
+            low(self.effective) | low(self.permitted) << 32,
+            low(self.inheritable) | high(self.effective) << 32,
+            high(self.permitted) | high(self.inheritable) << 32,
+        ]);
+        tail.add(libc::SYS_capset, &[header, sets], CANNOT_SET);
+        for number in (0..64u64).filter(|number| self.ambient & 1 << number != 0) {
+            tail.add(
+                libc::SYS_prctl,
+                &[libc::PR_CAP_AMBIENT as u64, PR_CAP_AMBIENT_RAISE, number],
+                "cannot raise the ambient capabilities",
+            );
+        }
+    }
 }
 
 /// Whether the caller may make mounts in its own namespaces.
@@ -218,17 +257,6 @@ fn drop_bounding(keep: u64) -> Step<()> {
         }
     }
     Ok(())
-}
-
-fn raise_ambient(set: u64) -> Step<()> {
-    const PR_CAP_AMBIENT_RAISE: u64 = 2;
-    (0..64u64)
-        .filter(|number| set & 1 << number != 0)
-        .try_for_each(|number| {
-            sys::prctl(libc::PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number)
-                .map(drop)
-                .ctx("cannot raise the ambient capabilities")
-        })
 }
 
 #[cfg(test)]

@@ -183,6 +183,11 @@ impl AsFd for Channel {
     }
 }
 
+/// The report of a failed step, for a process that can only fill in the errno (bytes 1 to 4).
+pub(crate) fn failure(what: &str) -> Vec<u8> {
+    message(Word::Failed, 0, what)
+}
+
 fn message(word: Word, errno: i32, text: &str) -> Vec<u8> {
     let mut bytes = vec![word as u8];
     bytes.extend_from_slice(&errno.to_le_bytes());

@@ -24,6 +24,7 @@ use crate::mounts::Rootfs;
 use crate::process::Program;
 use crate::spec::{NamespaceKind, OCI_VERSION, Spec, State, Status};
 use crate::state::{Dir, Record, StateError};
+use crate::tail::Detachment;
 use crate::validate::Invalid;
 use crate::{bundle, cgroups, hooks, idmap, limits, mounts, namespaces, seccomp_filter, sys};
 
@@ -53,6 +54,9 @@ pub struct CreateRequest {
     /// The kernel kills the container's first process when the calling thread dies. For a caller
     /// that stays the container's parent for life.
     pub die_with_parent: bool,
+    /// How the container's first process lets go of this program's file, as [`crate::guard::protect_from`]
+    /// returned it.
+    pub detachment: Option<Detachment>,
 }
 
 impl CreateRequest {
@@ -70,6 +74,7 @@ impl CreateRequest {
             no_pivot: false,
             no_new_keyring: false,
             die_with_parent: false,
+            detachment: None,
         }
     }
 }
@@ -321,6 +326,7 @@ impl Making {
             program: program.map(|(mut program, warnings)| {
                 self.warnings.extend(warnings);
                 program.die_with_parent = request.die_with_parent;
+                program.detachment = request.detachment.as_ref();
                 program
             }),
             die_with_parent: request.die_with_parent,

@@ -45,6 +45,7 @@ pub mod shim;
 pub mod spec;
 mod state;
 mod sys;
+mod tail;
 mod terminal;
 pub mod validate;
 
@@ -58,4 +59,5 @@ pub use exec::{ExecError, ExecRequest, Executed};
 pub use mounts::{MAX_LAYERS, Overlay, Rootfs};
 pub use runtime::Runtime;
 pub use state::{Record, StateError};
+pub use tail::Detachment;
 pub use terminal::send_console;

@@ -14,6 +14,7 @@ use crate::channel::{Channel, Word};
 use crate::error::{Context, Failure, Step};
 use crate::mounts::target;
 use crate::spec::Process;
+use crate::tail::{Detachment, Tail};
 use crate::{limits, sys};
 
 /// Where programs are looked for if the environment does not say.
@@ -87,6 +88,8 @@ pub(crate) struct Program<'a> {
     pub die_with_parent: bool,
     /// Whether it sets its own resource limits; else its parent does.
     pub limits_itself: bool,
+    /// How it lets go of the runtime's file before it executes another, if it has to.
+    pub detachment: Option<&'a Detachment>,
 }
 
 impl<'a> Program<'a> {
@@ -117,6 +120,7 @@ impl<'a> Program<'a> {
             new_keyring,
             die_with_parent: false,
             limits_itself: false,
+            detachment: None,
         };
         Ok((program, warnings))
     }
@@ -189,20 +193,22 @@ impl<'a> Program<'a> {
 
     /// Sets everything that needs no decision any more and becomes the program. Returns why not.
     pub(crate) fn execute(mut self, path: &CString, labels: Labels, channel: &Channel) -> Failure {
-        match self.prepare_self(labels, channel) {
-            Ok(()) => {
-                let errno = sys::execve(path, self.argv.pointers(), self.envp.pointers());
-                let name = path.to_string_lossy();
-                Failure {
-                    what: format!("cannot run `{name}`").into(),
-                    source: errno.into(),
-                }
-            }
+        let mut tail = match self.prepare_self(labels, channel) {
+            Ok(tail) => tail,
+            Err(failure) => return failure,
+        };
+        tail.execve(path, self.argv.pointers(), self.envp.pointers());
+        if let Some(detachment) = self.detachment {
+            tail.play_detached(detachment, channel);
+        }
+        match tail.play() {
+            Ok(()) => Failure::new("cannot run the program", "the kernel says it runs"),
             Err(failure) => failure,
         }
     }
 
-    fn prepare_self(&mut self, labels: Labels, channel: &Channel) -> Step<()> {
+    /// Does all but the last steps, and returns those.
+    fn prepare_self(&mut self, labels: Labels, channel: &Channel) -> Step<Tail> {
         let process = self.process;
         if self.limits_itself {
             // Checked to lie within the hard limits: nothing is lowered, so nothing is warned of.
@@ -225,36 +231,44 @@ impl<'a> Program<'a> {
         if process.user.uid != 0 {
             own_streams(process.user.uid, process.user.gid);
         }
-        // Without no_new_privs only CAP_SYS_ADMIN may install a filter, so before giving it up.
         if process.no_new_privileges {
             sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).ctx("cannot set noNewPrivileges")?;
-        } else {
-            self.install_filter(channel)?;
         }
-        caps::become_user(&process.user, &self.caps)?;
+        let rights = caps::become_user(&process.user, &self.caps)?;
         if self.die_with_parent {
             // Changing ids took it away.
             sys::die_with_parent().ctx("cannot bind the process' life to its parent's")?;
         }
         rustix::process::umask(Mode::from_raw_mode(process.user.umask.unwrap_or(0o022)));
         if process.user.uid != 0 {
-            // Once more with the user's own rights; a failure then is the program's to notice.
+            // Once more with the user's own id; a failure then is the program's to notice.
             let _ = rustix::process::chdir(&process.cwd);
         }
         sys::reset_signals();
         sys::set_signal_mask(0).ctx("cannot reset the signal mask")?;
+        let mut tail = Tail::default();
+        // Without no_new_privs only CAP_SYS_ADMIN may install a filter, so before giving it up.
         if process.no_new_privileges {
-            self.install_filter(channel)?;
+            rights.keep_only(&mut tail);
+            self.install_filter(&mut tail, channel)?;
+        } else {
+            self.install_filter(&mut tail, channel)?;
+            rights.keep_only(&mut tail);
         }
-        Ok(())
+        Ok(tail)
     }
 
-    fn install_filter(&self, channel: &Channel) -> Step<()> {
+    /// Plans the filter. One with a listener is installed now, since that is a descriptor to hand over;
+    /// [`crate::guard`] lets no process with one run detached.
+    fn install_filter(&self, tail: &mut Tail, channel: &Channel) -> Step<()> {
         let Some(filter) = &self.filter else {
             return Ok(());
         };
-        let listener = crate::seccomp_filter::install(filter)?;
-        match listener {
+        if !filter.notifies {
+            return crate::seccomp_filter::plan(filter, tail);
+        }
+        tail.play()?;
+        match crate::seccomp_filter::install(filter)? {
             Some(listener) => channel.say_with(Word::Listener, &[listener.as_fd()]),
             None => Ok(()),
         }

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::error::{Context, Failure, Step};
 use crate::spec::{OCI_VERSION, State};
+use crate::tail::Tail;
 
 /// Compiles a policy; returns warnings about names it does not know.
 pub(crate) fn compile(policy: &seccomp::Policy) -> Step<seccomp::Program> {
@@ -23,6 +24,19 @@ pub(crate) fn compile(policy: &seccomp::Policy) -> Step<seccomp::Program> {
 /// Installs the filter on the calling process; returns the listener if it notifies.
 pub(crate) fn install(program: &seccomp::Program) -> Step<Option<OwnedFd>> {
     seccomp::install(program).ctx("cannot install the seccomp filter")
+}
+
+/// Plans to install a filter that does not notify; `program` must outlive the plan.
+pub(crate) fn plan(program: &seccomp::Program, tail: &mut Tail) -> Step<()> {
+    let what = "cannot install the seccomp filter";
+    let call = seccomp::Installation::of(program).ctx(what)?;
+    let prog = tail.keep(vec![call.len.into(), call.code as u64]);
+    tail.add(
+        libc::SYS_seccomp,
+        &[seccomp::Installation::OPERATION, call.flags, prog],
+        what,
+    );
+    Ok(())
 }
 
 /// What the owner of a listener receives (config-linux.md, "The Container Process State").

@@ -33,7 +33,7 @@ pub use action::Action;
 pub use arch::Arch;
 pub use compile::{CompileError, Program, compile};
 pub use emit::Instruction;
-pub use install::install;
+pub use install::{Installation, install};
 pub use policy::{Argument, Flag, NewCalls, Operator, Policy, Rule};
 pub use profile::default_profile;
 pub use syscalls::number;

@@ -13,18 +13,12 @@ pub(super) fn request(call: &Call, launch: Launch) -> Result<CreateRequest> {
     let values = &call.parsed.values;
     let dir = Path::new(values.get("bundle").unwrap_or("."));
     let config = values.get("config").unwrap_or("config.json");
-    let (bundle, spec) = bundle::load_with(dir, Path::new(config), |text| {
-        if guard::is_surely_exposed(text) {
-            // Before the work of parsing, which would be done twice. A failure comes again below.
-            let _ = guard::protect();
-        }
-    })?;
-    if guard::is_exposed(&spec) {
-        guard::protect()
-            .map_err(|error| format!("cannot protect the runtime's own file: {error}"))?;
-    }
+    let (bundle, spec) = bundle::load_config(dir, Path::new(config))?;
+    let detachment = guard::protect_from(&spec)
+        .map_err(|error| format!("cannot protect the runtime's own file: {error}"))?;
     let mut request = CreateRequest::new(call.id(), bundle, spec);
     request.launch = launch;
+    request.detachment = detachment;
     request.preserve_fds =
         values.number("preserve-fds")?.unwrap_or(0) + inherited_sockets(&mut request);
     request.pid_file = values.get("pid-file").map(Into::into);
