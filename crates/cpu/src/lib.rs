@@ -15,8 +15,10 @@
 mod bus;
 mod error;
 pub mod soft;
+pub mod state;
 mod vcpu;
 
 pub use bus::{Bus, Msi};
 pub use error::CpuError;
+pub use state::VcpuState;
 pub use vcpu::{Backend, Exit, Kick, Partition, Vcpu};

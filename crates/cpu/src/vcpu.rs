@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{CpuError, Msi};
+use crate::{CpuError, Msi, VcpuState};
 
 /// What executes guest code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -56,6 +56,18 @@ pub trait Vcpu: Send {
     /// # Errors
     /// When the guest did what this CPU cannot follow, or the kernel failed: the guest is lost.
     fn run(&mut self) -> Result<Exit, CpuError>;
+
+    /// Everything architectural, while it does not run.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn state(&self) -> Result<VcpuState, CpuError>;
+
+    /// Replaces everything architectural.
+    ///
+    /// # Errors
+    /// When a part makes no sense for this backend, or the kernel refuses.
+    fn set_state(&mut self, state: &VcpuState) -> Result<(), CpuError>;
 }
 
 /// Brings a vCPU back from [`Vcpu::run`].
