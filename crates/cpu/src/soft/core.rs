@@ -10,6 +10,7 @@ use memory::Ram;
 use super::{
     Fault, Flags,
     op::{FLAT, HIGH_BYTES, Mem, RIP, Width, ZERO},
+    vector::Vector,
 };
 use crate::Bus;
 
@@ -97,6 +98,9 @@ pub struct Core {
     pub segments: [Segment; 6],
     /// Width of the code that runs.
     pub width: Width,
+    /// The x87 and vector units; they are told the control registers by
+    /// [`Vector::set_controls`].
+    pub vector: Vector,
     /// RAM.
     pub ram: Ram,
     /// Everything else.
@@ -334,6 +338,7 @@ impl Core {
             flags: Flags::default(),
             segments: [Segment::default(); 6],
             width: Width::Code64,
+            vector: Vector::default(),
             ram,
             bus,
         }

@@ -9,6 +9,7 @@
 //! - [`op`]: a decoded instruction as the interpreter keeps it;
 //! - `integer`: what user code is mostly made of, written in Rust;
 //! - `native`: x87, SSE, AVX and the rest of user instructions, executed by the host's own units;
+//! - [`vector`]: the state `native` computes on;
 //! - `system`: everything that needs privilege or changes how code is run.
 //!
 //! A handler sees one vCPU only. It either completes its instruction, or changes nothing the
@@ -18,6 +19,7 @@ pub mod core;
 pub mod fault;
 pub mod flags;
 pub mod op;
+pub mod vector;
 
 pub use self::core::Core;
 pub use fault::Fault;
