@@ -1,7 +1,22 @@
 //! Devices of a virtual machine: the platform's own and virtio, one directory each.
 //!
-//! A device is reached through [`Registers`] and reaches back through RAM and [`Interrupts`]. It
-//! knows of no CPU and of no hypervisor, so all of them work with both.
+//! A device is reached through [`Registers`] and reaches back through RAM, [`Interrupts`] and
+//! [`Line`]. It knows of no CPU and of no hypervisor, so all of them work with both.
+//!
+//! Every directory has the same files: `mod.rs` says what the device is and what follows which
+//! specification, `device.rs` holds the device behind its lock, `state.rs` what is saved of it
+//! (a serde type with `state()` and `restore()` on the device), `tests.rs` proves it. What is more
+//! than one noun gets a file of its own.
+
+pub mod pci;
+pub mod state;
+#[cfg(test)]
+mod testing;
+
+#[doc(hidden)]
+pub mod fuzzing;
+
+pub use state::StateError;
 
 /// What a device shows to the guest at some range of ports or memory. Called from all vCPU threads
 /// at once; a device locks itself. Offsets and sizes are the guest's choice: any of 1, 2, 4, 8
@@ -20,4 +35,10 @@ pub trait Interrupts: Send + Sync {
     /// Delivers a message-signalled interrupt: `address` and `data` as a PCI function would store
     /// them (Intel SDM 3A, 12.11). Never waits.
     fn signal_msi(&self, address: u64, data: u32);
+}
+
+/// The wire from a device to an input of an interrupt controller.
+pub trait Line: Send + Sync {
+    /// Drives it high or low. Never waits.
+    fn set(&self, high: bool);
 }
