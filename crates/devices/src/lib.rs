@@ -12,6 +12,7 @@ pub mod pci;
 pub mod state;
 #[cfg(test)]
 mod testing;
+pub mod virtio;
 
 #[doc(hidden)]
 pub mod fuzzing;
