@@ -3,12 +3,12 @@
 //! A software CPU keeps translations of guest code and must notice when that code is written,
 //! whoever writes: itself, another vCPU, a device. It marks the page ([`Pages::mark_code`]),
 //! remembers [`Pages::generation`] with the translation, and compares the two before it uses it. A
-//! write to a page so marked raises the generation; a write to any other page costs one relaxed
-//! load.
+//! write to a page so marked raises the generation and takes the mark away; a write to any other
+//! page costs one relaxed load.
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
 };
 
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
@@ -61,25 +61,41 @@ impl Pages {
         self.code[page / 64].load(Ordering::Relaxed) & (1 << (page % 64)) != 0
     }
 
-    /// Changes with every write to the page while it is marked as code.
+    /// Changes when the page is written while it is marked as code.
     #[inline]
     #[must_use]
     pub fn generation(&self, page: usize) -> u32 {
         self.generation[page].load(Ordering::Acquire)
     }
 
-    /// Says that a page was written. Call it after the write.
+    /// Where the generation of a page is kept, for those who look at it very often; it stays there
+    /// as long as this lives.
+    #[must_use]
+    pub fn generation_cell(&self, page: usize) -> &AtomicU32 {
+        &self.generation[page]
+    }
+
+    /// Says that a page is, or is about to be, written. If it held code, what was kept of it is
+    /// void: the generation changes, and the page counts as plain data until it is marked again.
+    /// Returns whether it did.
+    ///
+    /// A device calls it after the write, with a barrier in between. A vCPU calls it before, and
+    /// whoever marks pages as code or takes the log makes sure that the vCPU has come to the end
+    /// of its instruction.
     #[inline]
-    pub fn written(&self, page: usize) {
+    pub fn written(&self, page: usize) -> bool {
         let (word, bit) = (page / 64, 1 << (page % 64));
-        if self.code[word].load(Ordering::Relaxed) & bit != 0 {
-            self.generation[page].fetch_add(1, Ordering::AcqRel);
-        }
         if self.logging.load(Ordering::Relaxed)
             && self.dirty[word].load(Ordering::Relaxed) & bit == 0
         {
             self.dirty[word].fetch_or(bit, Ordering::AcqRel);
         }
+        if self.code[word].load(Ordering::Relaxed) & bit == 0 {
+            return false;
+        }
+        self.code[word].fetch_and(!bit, Ordering::SeqCst);
+        self.generation[page].fetch_add(1, Ordering::AcqRel);
+        true
     }
 
     /// Whether writes are logged. A vCPU may skip [`Pages::written`] for a page only while this is
@@ -138,6 +154,8 @@ impl Bitmap for PageLog {
         if len == 0 {
             return;
         }
+        // The write must be seen before the mark is looked at: a vCPU marks, then reads.
+        fence(Ordering::SeqCst);
         let start = self.base + offset;
         for page in start / page..=(start + len - 1) / page {
             self.pages.written(page);

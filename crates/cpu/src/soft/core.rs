@@ -1,15 +1,17 @@
 //! The state of one software vCPU, and how handlers reach registers and memory.
 //!
-//! Handlers call the methods here and nothing below them: how an address is translated is the
-//! business of `memory`, what a device does that of the bus.
+//! Handlers call the methods here and those that `memory::access` adds, and nothing below them: how
+//! an address is translated is the business of `memory`, what a device does that of the bus.
 
 use std::{ptr::NonNull, sync::Arc};
 
 use memory::Ram;
 
 use super::{
-    Fault, Flags,
-    op::{FLAT, HIGH_BYTES, Mem, RIP, Width, ZERO},
+    Flags, Op,
+    memory::tlb::Tlb,
+    op::{HIGH_BYTES, Mem, RIP, Width, ZERO},
+    system::{Tables, control::Control, events::Events, msr::Msrs},
     vector::Vector,
 };
 use crate::Bus;
@@ -96,11 +98,25 @@ pub struct Core {
     pub flags: Flags,
     /// `es`, `cs`, `ss`, `ds`, `fs`, `gs`.
     pub segments: [Segment; 6],
-    /// Width of the code that runs.
+    /// Width of the code that runs: a copy of what `cs` and `efer` say.
     pub width: Width,
     /// The x87 and vector units; they are told the control registers by
     /// [`Vector::set_controls`].
     pub vector: Vector,
+    /// Current privilege level, 0 to 3.
+    pub privilege: u8,
+    /// Control and debug registers.
+    pub control: Control,
+    /// `gdtr`, `idtr`, `ldtr` and `tr`.
+    pub(in crate::soft) tables: Tables,
+    /// Model-specific registers that are no part of anything else.
+    pub(in crate::soft) msrs: Msrs,
+    /// What is held back or about to happen.
+    pub(in crate::soft) events: Events,
+    /// Cached translations.
+    pub(in crate::soft) tlb: Tlb,
+    /// Past the last operation of the block that runs; moved to its start to end it early.
+    pub(in crate::soft) block_end: *const Op,
     /// RAM.
     pub ram: Ram,
     /// Everything else.
@@ -161,186 +177,44 @@ impl Core {
         }
     }
 
-    /// The linear address of `bytes` at a memory operand, checked against its segment.
-    ///
-    /// # Errors
-    /// `#GP(0)` or `#SS(0)` as the segment or canonical form demands.
+    /// Ends the running block after the current instruction: what follows may have changed.
     #[inline(always)]
-    pub fn linear(&self, mem: &Mem, bytes: usize, access: Access) -> Result<u64, Fault> {
-        let offset = self.offset(mem);
-        if mem.segment == FLAT {
-            return Ok(offset);
-        }
-        self.linear_at(mem.segment, offset, bytes, access)
+    pub(in crate::soft) fn end_block(&mut self) {
+        self.block_end = std::ptr::null();
     }
 
-    /// The linear address of `bytes` at `segment:offset`, checked against the segment.
-    ///
-    /// # Errors
-    /// `#GP(0)` or `#SS(0)`.
-    pub fn linear_at(
-        &self,
-        segment: u8,
-        offset: u64,
-        _bytes: usize,
-        _access: Access,
-    ) -> Result<u64, Fault> {
-        let base = self.segments[segment as usize].base;
-        if self.width == Width::Code64 {
-            return Ok(base.wrapping_add(offset));
-        }
-        Ok(u64::from(base.wrapping_add(offset) as u32))
-    }
-
-    /// Finds `bytes` (1 to 64) at a linear address, as the current privilege may access them.
-    ///
-    /// # Errors
-    /// `#PF`, with `cr2` set.
-    #[inline]
-    pub fn find(&mut self, linear: u64, bytes: usize, _access: Access) -> Result<Place, Fault> {
-        if (linear & 0xfff) + bytes as u64 > 0x1000 {
-            return Ok(Place::Split(linear, (linear | 0xfff).wrapping_add(1)));
-        }
-        Ok(match self.ram.host(linear) {
-            Some((host, _)) => Place::Ram(host),
-            None => Place::Device(linear),
-        })
-    }
-
-    /// Loads from a linear address.
-    ///
-    /// # Errors
-    /// `#PF`.
-    #[inline]
-    pub fn load<T: Word>(&mut self, linear: u64) -> Result<T, Fault> {
-        match self.find(linear, T::BYTES, Access::Read)? {
-            // SAFETY: `find` returns a mapped address of at least as many bytes.
-            Place::Ram(host) => Ok(unsafe { host.cast::<T>().read_unaligned() }),
-            place => {
-                let mut bytes = [0; 8];
-                self.copy_in(place, linear, &mut bytes[..T::BYTES]);
-                Ok(T::low(u64::from_le_bytes(bytes)))
-            }
-        }
-    }
-
-    /// Stores to a linear address.
-    ///
-    /// # Errors
-    /// `#PF`.
-    #[inline]
-    pub fn store<T: Word>(&mut self, linear: u64, value: T) -> Result<(), Fault> {
-        match self.find(linear, T::BYTES, Access::Write)? {
-            Place::Ram(host) => {
-                // SAFETY: `find` returns a mapped address of at least as many bytes.
-                unsafe { host.cast::<T>().write_unaligned(value) };
-            }
-            place => self.copy_out(place, linear, &value.wide().to_le_bytes()[..T::BYTES]),
-        }
-        Ok(())
-    }
-
-    /// Loads a memory operand.
-    ///
-    /// # Errors
-    /// What [`Core::linear`] and [`Core::load`] raise.
-    #[inline]
-    pub fn read<T: Word>(&mut self, mem: &Mem) -> Result<T, Fault> {
-        let linear = self.linear(mem, T::BYTES, Access::Read)?;
-        self.load(linear)
-    }
-
-    /// Stores to a memory operand.
-    ///
-    /// # Errors
-    /// What [`Core::linear`] and [`Core::store`] raise.
-    #[inline]
-    pub fn write<T: Word>(&mut self, mem: &Mem, value: T) -> Result<(), Fault> {
-        let linear = self.linear(mem, T::BYTES, Access::Write)?;
-        self.store(linear, value)
-    }
-
-    /// Fills `data` from a place that [`Core::find`] found for as many bytes at `linear`; any
-    /// number up to 64.
-    #[cold]
-    pub fn copy_in(&mut self, place: Place, linear: u64, data: &mut [u8]) {
-        match place {
-            Place::Ram(host) => {
-                // SAFETY: `find` returned a mapped address of as many bytes.
-                unsafe {
-                    std::ptr::copy_nonoverlapping(host.as_ptr(), data.as_mut_ptr(), data.len())
-                };
-            }
-            Place::Split(first, second) => {
-                let (low, high) = data.split_at_mut(0x1000 - (linear & 0xfff) as usize);
-                self.physical_read(first, low);
-                self.physical_read(second, high);
-            }
-            Place::Device(address) => self.physical_read(address, data),
-        }
-    }
-
-    /// Writes `data` to a place that [`Core::find`] found for a write of as many bytes at
-    /// `linear`; any number up to 64.
-    #[cold]
-    pub fn copy_out(&mut self, place: Place, linear: u64, data: &[u8]) {
-        match place {
-            Place::Ram(host) => {
-                // SAFETY: `find` returned a mapped address of as many bytes.
-                unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), host.as_ptr(), data.len()) };
-            }
-            Place::Split(first, second) => {
-                let (low, high) = data.split_at(0x1000 - (linear & 0xfff) as usize);
-                self.physical_write(first, low);
-                self.physical_write(second, high);
-            }
-            Place::Device(address) => self.physical_write(address, data),
-        }
-    }
-
-    /// Reads within one page of physical memory, RAM or device.
-    pub fn physical_read(&mut self, address: u64, data: &mut [u8]) {
-        match self.ram.host(address) {
-            // SAFETY: regions are made of whole pages, and `data` does not cross one.
-            Some((host, _)) => unsafe {
-                std::ptr::copy_nonoverlapping(host.as_ptr(), data.as_mut_ptr(), data.len());
-            },
-            None => {
-                for (index, part) in data.chunks_mut(8).enumerate() {
-                    self.bus.mmio_read(address + 8 * index as u64, part);
-                }
-            }
-        }
-    }
-
-    /// Writes within one page of physical memory, RAM or device.
-    pub fn physical_write(&mut self, address: u64, data: &[u8]) {
-        match self.ram.host(address) {
-            Some((host, page)) => {
-                // SAFETY: regions are made of whole pages, and `data` does not cross one.
-                unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), host.as_ptr(), data.len()) };
-                self.ram.pages().written(page);
-            }
-            None => {
-                for (index, part) in data.chunks(8).enumerate() {
-                    self.bus.mmio_write(address + 8 * index as u64, part);
-                }
-            }
-        }
-    }
-
-    /// A core with all registers zero, for the tests of handlers: 64-bit code, no paging.
+    /// A core with all registers zero, for the tests of handlers: 64-bit code in ring 0, no paging.
     #[must_use]
     pub fn flat(ram: Ram, bus: Arc<dyn Bus>) -> Self {
         debug_assert_eq!(ZERO, 16);
+        let data = Segment {
+            selector: 0,
+            attributes: 0xc093,
+            limit: u32::MAX,
+            base: 0,
+        };
+        let code = Segment {
+            attributes: 0xa09b,
+            ..data
+        };
         Self {
             regs: [0; 18],
             flags: Flags::default(),
-            segments: [Segment::default(); 6],
+            segments: [data, code, data, data, data, data],
             width: Width::Code64,
             vector: Vector::default(),
+            privilege: 0,
+            control: Control::default(),
+            tables: Tables::default(),
+            msrs: Msrs::default(),
+            events: Events::default(),
+            tlb: Tlb::default(),
+            block_end: std::ptr::null(),
             ram,
             bus,
         }
     }
 }
+
+// SAFETY: `block_end` is only compared, never followed.
+unsafe impl Send for Core {}

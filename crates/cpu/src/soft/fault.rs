@@ -6,13 +6,16 @@
 pub struct Fault {
     /// Vector, 0 to 31.
     pub vector: u8,
-    /// The error code, for vectors that push one.
-    pub code: Option<u32>,
+    /// The error code, for vectors that push one. All of them fit in 16 bits, and a
+    /// [`super::Flow`] or a fault then fits in one register.
+    pub code: Option<u16>,
 }
 
 impl Fault {
     /// `#DE`: divide error.
     pub const DIVIDE: Self = Self::plain(0);
+    /// `#DB`: single step or a breakpoint.
+    pub const DEBUG: Self = Self::plain(1);
     /// `#BR`: bound range exceeded.
     pub const BOUND: Self = Self::plain(5);
     /// `#UD`: invalid opcode.
@@ -26,11 +29,14 @@ impl Fault {
     /// `#GP(0)`.
     pub const GP0: Self = Self::gp(0);
 
+    /// `#DF`: double fault.
+    pub const DOUBLE: Self = Self::coded(8, 0);
+
     const fn plain(vector: u8) -> Self {
         Self { vector, code: None }
     }
 
-    const fn coded(vector: u8, code: u32) -> Self {
+    const fn coded(vector: u8, code: u16) -> Self {
         Self {
             vector,
             code: Some(code),
@@ -39,31 +45,31 @@ impl Fault {
 
     /// `#TS`: invalid task state segment.
     #[must_use]
-    pub const fn ts(selector: u32) -> Self {
+    pub const fn ts(selector: u16) -> Self {
         Self::coded(10, selector)
     }
 
     /// `#NP`: segment not present.
     #[must_use]
-    pub const fn np(selector: u32) -> Self {
+    pub const fn np(selector: u16) -> Self {
         Self::coded(11, selector)
     }
 
     /// `#SS`: stack fault.
     #[must_use]
-    pub const fn ss(selector: u32) -> Self {
+    pub const fn ss(selector: u16) -> Self {
         Self::coded(12, selector)
     }
 
     /// `#GP`: general protection.
     #[must_use]
-    pub const fn gp(selector: u32) -> Self {
+    pub const fn gp(selector: u16) -> Self {
         Self::coded(13, selector)
     }
 
     /// `#PF`: page fault; the address is in `cr2`.
     #[must_use]
-    pub const fn pf(code: u32) -> Self {
+    pub const fn pf(code: u16) -> Self {
         Self::coded(14, code)
     }
 

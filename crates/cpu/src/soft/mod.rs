@@ -14,14 +14,25 @@
 //!
 //! A handler sees one vCPU only. It either completes its instruction, or changes nothing the
 //! guest can see and returns a [`Fault`].
+//!
+//! To plug in instructions: a module with `pub fn select(&Instruction, Width) -> Option<Op>`, named
+//! in [`select`](self::select). It builds the operation with [`Op::new`], may change what it likes
+//! in it, and leaves to the next module what is not its own. Selection happens once per decoded
+//! instruction, not per execution.
 
+pub mod block;
 pub mod core;
 pub mod fault;
 pub mod flags;
+pub mod interpreter;
+pub mod memory;
 pub mod op;
+pub mod select;
+pub mod system;
 pub mod vector;
 
 pub use self::core::Core;
 pub use fault::Fault;
 pub use flags::Flags;
+pub use interpreter::Interpreter;
 pub use op::{Flow, Handler, Op};

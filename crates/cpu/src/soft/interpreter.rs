@@ -1,0 +1,116 @@
+//! The innermost loop: finds blocks and runs their operations.
+//!
+//! It runs one vCPU on the thread of its caller, knows nothing of threads, interrupts or exits, and
+//! hands every fault to its caller.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::{Core, Fault, Flow, block::Blocks, op::RIP};
+
+/// A core with its blocks.
+pub struct Interpreter {
+    /// The state.
+    pub core: Core,
+    blocks: Blocks,
+    instructions: u64,
+}
+
+/// Why [`Interpreter::run`] came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The attention word is not zero.
+    Attention,
+    /// An instruction may have changed how code is run, or asks for something by its effect on
+    /// [`Core`]: everything must be looked at anew.
+    Sync,
+    /// The instruction at the current `rip` raised an exception.
+    Fault(Fault),
+}
+
+impl Interpreter {
+    /// Nothing decoded yet.
+    #[must_use]
+    pub fn new(core: Core) -> Self {
+        Self {
+            blocks: Blocks::new(core.ram.clone()),
+            core,
+            instructions: 0,
+        }
+    }
+
+    /// Instructions executed so far. A repeated string instruction counts once per part.
+    #[must_use]
+    pub fn instructions(&self) -> u64 {
+        self.instructions
+    }
+
+    /// Runs until `attention` is not zero (looked at before each block), or something happens that
+    /// only the caller can handle.
+    pub fn run(&mut self, attention: &AtomicU32) -> Outcome {
+        loop {
+            if attention.load(Ordering::Relaxed) != 0 {
+                return Outcome::Attention;
+            }
+            match self.block() {
+                Ok(Flow::Next | Flow::Branch | Flow::Again) => {}
+                Ok(Flow::Sync | Flow::SyncBranch) => return Outcome::Sync,
+                Err(fault) => return Outcome::Fault(fault),
+            }
+        }
+    }
+
+    /// Runs one block.
+    ///
+    /// # Errors
+    /// What the instruction at the current `rip` raised.
+    #[inline(always)]
+    pub fn block(&mut self) -> Result<Flow, Fault> {
+        let block = self.blocks.find(&mut self.core)?;
+        let core = &mut self.core;
+        let (start, end) = block.ops();
+        core.block_end = end;
+        let mut op = start;
+        let flow = loop {
+            // SAFETY: `op` is before the end of the block, which lives until the next is found.
+            let this = unsafe { &*op };
+            match (this.run)(core, this) {
+                Ok(Flow::Next) => {
+                    core.regs[RIP as usize] =
+                        core.regs[RIP as usize].wrapping_add(u64::from(this.len));
+                    // SAFETY: one past the end at most.
+                    op = unsafe { op.add(1) };
+                    if op >= core.block_end {
+                        break Ok(Flow::Next);
+                    }
+                }
+                Ok(Flow::Sync) => {
+                    core.regs[RIP as usize] =
+                        core.regs[RIP as usize].wrapping_add(u64::from(this.len));
+                    break Ok(Flow::Sync);
+                }
+                other => break other,
+            }
+        };
+        // SAFETY: both point into the same block.
+        self.instructions += unsafe { op.offset_from(start) } as u64 + 1;
+        flow
+    }
+
+    /// Runs one instruction.
+    ///
+    /// # Errors
+    /// What it raised.
+    pub fn step(&mut self) -> Result<Flow, Fault> {
+        let block = self.blocks.find(&mut self.core)?;
+        let core = &mut self.core;
+        core.block_end = std::ptr::null();
+        // SAFETY: a block has at least one operation, and lives until the next is found.
+        let op = unsafe { &*block.ops().0 };
+        self.instructions += 1;
+        let flow = (op.run)(core, op)?;
+        if matches!(flow, Flow::Next | Flow::Sync) {
+            core.set_rip(core.rip().wrapping_add(u64::from(op.len)));
+        }
+        Ok(flow)
+    }
+}
