@@ -177,10 +177,16 @@ fn serve(dir: &Path, task: Task, report: OwnedFd) {
         line.push(b'\n');
         let _ = report.write_all(&line);
     };
+    let oom_score = task.config.oom_score_adj;
     match begin(dir, task) {
         Ok((server, launched)) => {
             say(&mut report, Report::Created(launched));
             drop(report);
+            // What nobody has to wait for. The score only now: the container's own does not derive from it.
+            if let Some(score) = oom_score {
+                let _ = std::fs::write("/proc/self/oom_score_adj", score.to_string());
+            }
+            trim();
             server.run();
         }
         Err(error) => say(&mut report, Report::Failed(crate::chain(&error))),
@@ -197,14 +203,7 @@ fn begin(dir: &Path, task: Task) -> Result<(Server, Launched), LaunchError> {
     detach(dir)?;
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
         .map_err(system("become the parent of orphans"))?;
-    let oom_score = task.config.oom_score_adj;
-    let (server, launched) = Server::create(dir, task, lock)?;
-    // Only now: the container's own score does not derive from it.
-    if let Some(score) = oom_score {
-        let _ = std::fs::write("/proc/self/oom_score_adj", score.to_string());
-    }
-    trim();
-    Ok((server, launched))
+    Server::create(dir, task, lock).map_err(LaunchError::from)
 }
 
 /// Lets go of the launcher's streams and directory; what a panic says goes to `shim.err`.
