@@ -1,0 +1,5 @@
+//! x
+
+mod gate;
+
+pub use gate::{Gate, OnStop, State};
