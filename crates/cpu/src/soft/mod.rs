@@ -26,6 +26,7 @@ pub mod fault;
 pub mod flags;
 pub mod interpreter;
 pub mod memory;
+pub mod native;
 pub mod op;
 pub mod select;
 pub mod system;
