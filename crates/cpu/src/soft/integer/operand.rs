@@ -1,0 +1,116 @@
+//! Reading, changing and writing a memory operand in one step, plain or locked.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::host::Host;
+use crate::soft::{
+    Core, Fault,
+    core::{Access, Place},
+    op::Mem,
+};
+
+/// Bytes within which the host's locked instructions are cheap.
+const LINE: usize = 64;
+
+/// Held for a locked access that the host cannot do in one instruction at a fair price: over the
+/// end of a cache line or page, or to a device. It keeps such accesses from one another, of all
+/// vCPUs, which is what software that does this counts on.
+static SPLIT: Mutex<()> = Mutex::new(());
+
+fn split_lock() -> MutexGuard<'static, ()> {
+    SPLIT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Replaces a memory operand by what `compute` makes of it, and returns the other half of what it
+/// returns. With `LOCK` it is atomic, and `compute` may be called more than once.
+///
+/// # Errors
+/// As for a store; nothing was changed then.
+#[inline(always)]
+pub fn modify<T: Host, R, const LOCK: bool>(
+    core: &mut Core,
+    mem: &Mem,
+    compute: impl Fn(T) -> (T, R),
+) -> Result<R, Fault> {
+    let linear = core.linear(mem, T::BYTES, Access::Write)?;
+    match core.find(linear, T::BYTES, Access::Write)? {
+        Place::Ram(host) => {
+            let target = host.cast::<T>();
+            if !LOCK {
+                // SAFETY: `find` returns a mapped address of at least as many bytes.
+                let (new, result) = compute(unsafe { target.read_unaligned() });
+                // SAFETY: as above.
+                unsafe { target.write_unaligned(new) };
+                return Ok(result);
+            }
+            let _guard = (target.as_ptr() as usize % LINE + T::BYTES > LINE).then(split_lock);
+            // SAFETY: as above.
+            let mut old = unsafe { target.read_unaligned() };
+            loop {
+                let (new, result) = compute(old);
+                if _guard.is_some() {
+                    // SAFETY: as above.
+                    unsafe { target.write_unaligned(new) };
+                    return Ok(result);
+                }
+                // SAFETY: as above.
+                let held = unsafe { T::compare_exchange(target.as_ptr(), old, new) };
+                if held == old {
+                    return Ok(result);
+                }
+                old = held;
+            }
+        }
+        place => modify_elsewhere(core, place, linear, LOCK, compute),
+    }
+}
+
+/// [`modify`] for what is not contiguous in RAM.
+#[cold]
+#[inline(never)]
+fn modify_elsewhere<T: Host, R>(
+    core: &mut Core,
+    place: Place,
+    linear: u64,
+    lock: bool,
+    compute: impl Fn(T) -> (T, R),
+) -> Result<R, Fault> {
+    let _guard = lock.then(split_lock);
+    let mut bytes = [0; 8];
+    core.copy_in(place, linear, &mut bytes[..T::BYTES]);
+    let (new, result) = compute(T::low(u64::from_le_bytes(bytes)));
+    core.copy_out(place, linear, &new.wide().to_le_bytes()[..T::BYTES]);
+    Ok(result)
+}
+
+/// `cmpxchg16b`: if the 16 bytes at `linear` hold `old`, stores `new`; returns what they held.
+/// Always atomic.
+///
+/// # Errors
+/// `#GP(0)` when the operand is not aligned; as for a store.
+pub fn compare_exchange_16(
+    core: &mut Core,
+    linear: u64,
+    old: u128,
+    new: u128,
+) -> Result<u128, Fault> {
+    if !linear.is_multiple_of(16) {
+        return Err(Fault::GP0);
+    }
+    match core.find(linear, 16, Access::Write)? {
+        Place::Ram(host) => {
+            // SAFETY: `find` returns a mapped address of at least as many bytes, and pages keep
+            // the alignment.
+            Ok(unsafe { super::host::compare_exchange_16(host.as_ptr().cast(), old, new) })
+        }
+        place => {
+            let _guard = split_lock();
+            let mut bytes = [0; 16];
+            core.copy_in(place, linear, &mut bytes);
+            let held = u128::from_le_bytes(bytes);
+            let value = if held == old { new } else { held };
+            core.copy_out(place, linear, &value.to_le_bytes());
+            Ok(held)
+        }
+    }
+}
