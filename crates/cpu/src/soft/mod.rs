@@ -27,6 +27,7 @@ pub mod flags;
 pub mod integer;
 pub mod interpreter;
 pub mod memory;
+pub mod native;
 pub mod op;
 pub mod select;
 pub mod system;

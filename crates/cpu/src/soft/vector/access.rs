@@ -35,6 +35,10 @@ pub enum Unit {
 pub struct Vector {
     /// Their registers.
     pub state: VectorState,
+    /// `mxcsr` while the host executes a guest's instruction, and what became of it.
+    pub(in crate::soft) run_mxcsr: u32,
+    /// `mxcsr` as the host's own code expects it.
+    host_mxcsr: u32,
     closed: u8,
     cr0: u64,
     cr4: u64,
@@ -46,6 +50,8 @@ impl Default for Vector {
     fn default() -> Self {
         let mut unit = Self {
             state: VectorState::default(),
+            run_mxcsr: 0,
+            host_mxcsr: 0x1f80,
             closed: 0,
             cr0: 0,
             cr4: 0,
@@ -57,6 +63,11 @@ impl Default for Vector {
 }
 
 impl Vector {
+    /// Offset of `run_mxcsr`, for generated code.
+    pub(in crate::soft) const RUN_MXCSR: usize = std::mem::offset_of!(Self, run_mxcsr);
+    /// Offset of `host_mxcsr`, for generated code.
+    pub(in crate::soft) const HOST_MXCSR: usize = std::mem::offset_of!(Self, host_mxcsr);
+
     /// Says what the control registers hold; to be called at each change of one of them.
     pub fn set_controls(&mut self, cr0: u64, cr4: u64, xcr0: u64) {
         (self.cr0, self.cr4, self.xcr0) = (cr0, cr4, xcr0);

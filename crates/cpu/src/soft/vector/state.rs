@@ -1,5 +1,7 @@
 //! The registers, laid out as `xsave` stores them in standard form.
 
+use crate::soft::Fault;
+
 /// Bits of `mxcsr` that exist; setting another one raises `#GP`.
 pub const MXCSR_MASK: u32 = 0xffff;
 
@@ -12,6 +14,12 @@ pub const HEADER: usize = 512;
 
 /// Offset of the upper halves of the YMM registers in an area in standard form.
 pub const YMM_HIGH: usize = 576;
+
+/// The exception flags of the status word, and their masks in the control word.
+const X87_EXCEPTIONS: u16 = 0x3f;
+
+/// ES and B.
+const X87_SUMMARY: u16 = 0x8080;
 
 /// An XSAVE area in standard form.
 pub type Area = [u8; AREA_BYTES];
@@ -122,6 +130,35 @@ impl VectorState {
         for (index, register) in self.st.iter_mut().enumerate() {
             register[..10].copy_from_slice(&area[32 + 16 * index..][..10]);
         }
+        self.summarize();
+    }
+
+    /// Refuses an instruction that waits for x87 while an exception is pending there.
+    ///
+    /// # Errors
+    /// `#MF`, as with `cr0.NE` set; the external interrupt of the time before is not known here.
+    #[inline(always)]
+    pub fn check_pending(&self) -> Result<(), Fault> {
+        if self.fsw & !self.fcw & X87_EXCEPTIONS != 0 {
+            return Err(Fault::X87);
+        }
+        Ok(())
+    }
+
+    /// Makes the summary bits of the status word (ES and B) say what flags and masks say.
+    pub fn summarize(&mut self) {
+        if self.fsw & !self.fcw & X87_EXCEPTIONS != 0 {
+            self.fsw |= X87_SUMMARY;
+        } else {
+            self.fsw &= !X87_SUMMARY;
+        }
+    }
+
+    /// Drops what the host's unit remembers of its last instruction: addresses of the host.
+    #[inline(always)]
+    pub fn forget_last_x87(&mut self) {
+        (self.fop, self.fip, self.fdp) = (0, 0, 0);
+        self.mxcsr_mask = MXCSR_MASK;
     }
 
     /// A YMM register, low half first.

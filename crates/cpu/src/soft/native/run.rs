@@ -1,0 +1,265 @@
+//! Executes stubs: finds the memory operand, calls, and settles flags and exceptions.
+//!
+//! An op for a stub has the stub's address in `imm`, the flags it reads in the upper and those it
+//! writes in the lower half of `extra`, and the bytes and the alignment mask of the memory operand
+//! in `a` and `b`.
+
+use iced_x86::Instruction;
+
+use super::plan::{Operand, Plan};
+use crate::soft::{
+    Core, Fault, Flow, Handler, Op,
+    core::{Access, Place},
+    op::Width,
+    vector::Unit,
+};
+
+/// What a stub is called as: with the core, the operand in memory (null where it has none), and
+/// the flags; it returns the flags where it writes any.
+type Stub = unsafe extern "sysv64" fn(*mut Core, *mut u8, u64) -> u64;
+
+/// How an instruction uses its memory operand, as a constant.
+const REGISTER: u8 = 0;
+const READ: u8 = 1;
+const WRITE: u8 = 2;
+const MODIFY: u8 = 3;
+
+/// `cr4.OSXMMEXCPT`: unmasked SIMD exceptions are `#XM`, not `#UD`.
+const CR4_OSXMMEXCPT: u64 = 1 << 10;
+/// The flags of `mxcsr`.
+const RAISED: u32 = 0x3f;
+/// All exceptions masked.
+const MASKED: u32 = 0x1f80;
+
+/// Makes the op of a stub that was placed at `entry`.
+pub(super) fn op(instruction: &Instruction, width: Width, plan: &Plan, entry: usize) -> Op {
+    let mut op = Op::new(instruction, width, handler(plan));
+    op.imm = entry as u64;
+    op.extra = (plan.flags_read << 16 | plan.flags_written) as u32;
+    if let Some(memory) = plan.memory {
+        op.a = memory.bytes;
+        op.b = memory.alignment_mask;
+    }
+    op
+}
+
+fn handler(plan: &Plan) -> Handler {
+    match (plan.unit, plan.mxcsr) {
+        (Unit::Sse, false) => by_access::<{ Unit::Sse as u8 }, false>(plan.memory),
+        (Unit::Sse, true) => by_access::<{ Unit::Sse as u8 }, true>(plan.memory),
+        (Unit::Avx, false) => by_access::<{ Unit::Avx as u8 }, false>(plan.memory),
+        (Unit::Avx, true) => by_access::<{ Unit::Avx as u8 }, true>(plan.memory),
+        (Unit::X87 | Unit::Wait, _) => by_access::<{ Unit::X87 as u8 }, false>(plan.memory),
+        (Unit::Mmx, _) => by_access::<{ Unit::Mmx as u8 }, false>(plan.memory),
+        (Unit::Integer | Unit::Xsave, _) => by_access::<0, false>(plan.memory),
+    }
+}
+
+fn by_access<const UNIT: u8, const MXCSR: bool>(memory: Option<Operand>) -> Handler {
+    match memory {
+        None => run::<UNIT, MXCSR, REGISTER>,
+        Some(it) if it.access == Access::Read => run::<UNIT, MXCSR, READ>,
+        Some(it) if it.read => run::<UNIT, MXCSR, MODIFY>,
+        Some(_) => run::<UNIT, MXCSR, WRITE>,
+    }
+}
+
+const fn unit(number: u8) -> Unit {
+    const X87: u8 = Unit::X87 as u8;
+    const MMX: u8 = Unit::Mmx as u8;
+    const SSE: u8 = Unit::Sse as u8;
+    const AVX: u8 = Unit::Avx as u8;
+    match number {
+        X87 => Unit::X87,
+        MMX => Unit::Mmx,
+        SSE => Unit::Sse,
+        AVX => Unit::Avx,
+        _ => Unit::Integer,
+    }
+}
+
+fn run<const UNIT: u8, const MXCSR: bool, const ACCESS: u8>(
+    core: &mut Core,
+    op: &Op,
+) -> Result<Flow, Fault> {
+    let unit = const { unit(UNIT) };
+    core.vector.admit(unit)?;
+    if matches!(unit, Unit::X87 | Unit::Mmx) {
+        core.vector.state.check_pending()?;
+    }
+    if ACCESS == REGISTER {
+        execute::<UNIT, MXCSR>(core, op, std::ptr::null_mut())?;
+        return Ok(Flow::Next);
+    }
+    let access = if ACCESS == READ {
+        Access::Read
+    } else {
+        Access::Write
+    };
+    let bytes = usize::from(op.a);
+    let linear = core.linear(&op.mem, bytes, access)?;
+    if linear & u64::from(op.b) != 0 {
+        return Err(Fault::GP0);
+    }
+    match core.find(linear, bytes, access)? {
+        Place::Ram(host) => execute::<UNIT, MXCSR>(core, op, host.as_ptr())?,
+        place => bounce::<UNIT, MXCSR, ACCESS>(core, op, linear, place)?,
+    }
+    Ok(Flow::Next)
+}
+
+/// Room for an operand that is not in one piece of RAM, as aligned as any instruction asks.
+#[repr(align(64))]
+struct Bounce([u8; 64]);
+
+#[cold]
+fn bounce<const UNIT: u8, const MXCSR: bool, const ACCESS: u8>(
+    core: &mut Core,
+    op: &Op,
+    linear: u64,
+    place: Place,
+) -> Result<(), Fault> {
+    let bytes = usize::from(op.a);
+    let mut buffer = Bounce([0; 64]);
+    if ACCESS != WRITE {
+        core.copy_in(place, linear, &mut buffer.0[..bytes]);
+    }
+    execute::<UNIT, MXCSR>(core, op, buffer.0.as_mut_ptr())?;
+    if ACCESS != READ {
+        core.copy_out(place, linear, &buffer.0[..bytes]);
+    }
+    Ok(())
+}
+
+/// Calls the stub. When it raises an exception the guest has not masked, nothing has changed but
+/// the flags of `mxcsr`.
+#[inline(always)]
+fn execute<const UNIT: u8, const MXCSR: bool>(
+    core: &mut Core,
+    op: &Op,
+    memory: *mut u8,
+) -> Result<(), Fault> {
+    if matches!(unit(UNIT), Unit::X87 | Unit::Mmx) {
+        return execute_x87(core, op, memory);
+    }
+    if !MXCSR {
+        call(core, op, memory);
+        return Ok(());
+    }
+    let mxcsr = core.vector.state.mxcsr;
+    if mxcsr & MASKED != MASKED {
+        return execute_unmasked(core, op, memory);
+    }
+    core.vector.run_mxcsr = mxcsr;
+    call(core, op, memory);
+    core.vector.state.mxcsr = core.vector.run_mxcsr;
+    Ok(())
+}
+
+/// As [`execute`], for a guest that wants to hear of some exception.
+#[cold]
+fn execute_unmasked(core: &mut Core, op: &Op, memory: *mut u8) -> Result<(), Fault> {
+    let before = (core.vector.state.clone(), core.regs, core.flags);
+    let operand = Saved::new(op, memory);
+    core.vector.run_mxcsr = before.0.mxcsr & !RAISED | MASKED;
+    call(core, op, memory);
+    let raised = core.vector.run_mxcsr & RAISED;
+    let settled = settle(core, before.0.mxcsr, raised);
+    if settled.is_err() {
+        let mxcsr = core.vector.state.mxcsr;
+        (core.vector.state, core.regs, core.flags) = before;
+        core.vector.state.mxcsr = mxcsr;
+        operand.restore(memory);
+    }
+    settled
+}
+
+/// x87 and MMX: their registers, those of SSE and `mxcsr` go in and out together.
+fn execute_x87(core: &mut Core, op: &Op, memory: *mut u8) -> Result<(), Fault> {
+    let state = &mut core.vector.state;
+    let mxcsr = state.mxcsr;
+    let before = (mxcsr & MASKED != MASKED)
+        .then(|| (state.clone(), core.regs, core.flags, Saved::new(op, memory)));
+    state.mxcsr = mxcsr & !RAISED | MASKED;
+    call(core, op, memory);
+    let raised = core.vector.state.mxcsr & RAISED;
+    core.vector.state.forget_last_x87();
+    let settled = settle(core, mxcsr, raised);
+    if settled.is_err()
+        && let Some((state, regs, flags, operand)) = before
+    {
+        let mxcsr = core.vector.state.mxcsr;
+        (core.vector.state, core.regs, core.flags) = (state, regs, flags);
+        core.vector.state.mxcsr = mxcsr;
+        operand.restore(memory);
+    }
+    settled
+}
+
+/// Adds the flags an instruction raised to the guest's `mxcsr`.
+///
+/// # Errors
+/// `#XM` or `#UD` when one of them is not masked.
+fn settle(core: &mut Core, mxcsr: u32, raised: u32) -> Result<(), Fault> {
+    core.vector.state.mxcsr = mxcsr | raised;
+    if raised & !(mxcsr >> 7) == 0 {
+        return Ok(());
+    }
+    Err(if core.vector.cr4() & CR4_OSXMMEXCPT != 0 {
+        Fault::SIMD
+    } else {
+        Fault::INVALID_OPCODE
+    })
+}
+
+/// A memory operand as it was.
+struct Saved {
+    bytes: [u8; 32],
+    len: usize,
+}
+
+impl Saved {
+    fn new(op: &Op, memory: *mut u8) -> Self {
+        let mut bytes = [0; 32];
+        let len = if memory.is_null() {
+            0
+        } else {
+            usize::from(op.a)
+        };
+        // SAFETY: an operand of `len` bytes, at most 32, lies there.
+        unsafe { std::ptr::copy_nonoverlapping(memory, bytes.as_mut_ptr(), len) };
+        Self { bytes, len }
+    }
+
+    fn restore(&self, memory: *mut u8) {
+        // SAFETY: as in `new`; only bytes that changed are written, so a read-only operand is not.
+        unsafe {
+            for (index, &byte) in self.bytes[..self.len].iter().enumerate() {
+                let at = memory.add(index);
+                if at.read() != byte {
+                    at.write(byte);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn call(core: &mut Core, op: &Op, memory: *mut u8) {
+    let (reads, writes) = (u64::from(op.extra >> 16), u64::from(op.extra & 0xffff));
+    let flags = if reads != 0 {
+        core.flags.get() & reads
+    } else {
+        0
+    };
+    // SAFETY: `super::select` put the address of a stub there, which lives as long as the process.
+    // It is made for this operand: it touches the core's registers, and as many bytes of `memory`
+    // as its callers found.
+    let flags = unsafe {
+        let stub: Stub = std::mem::transmute(op.imm as usize as *const ());
+        stub(core, memory, flags)
+    };
+    if writes != 0 {
+        core.flags.replace(writes, flags);
+    }
+}
