@@ -6,6 +6,8 @@
 //! never a shorter chain. Memory may change while it is read: whoever needs a value twice reads it
 //! once.
 
+use std::marker::PhantomData;
+
 use memory::{GuestMemory, PageLog};
 use virtio_queue::DescriptorChain;
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemory as _, Permissions, VolatileSlice};
@@ -57,6 +59,78 @@ pub struct Buffer {
     pub address: u64,
     /// Bytes, never zero.
     pub bytes: u32,
+}
+
+/// A piece of guest memory as the host has it mapped, laid out as the kernel's `iovec`. The guest
+/// may write there at any time: it is never turned into a reference.
+#[derive(Debug, Clone, Copy)]
+#[repr(transparent)]
+pub struct HostBuffer<'m> {
+    vector: libc::iovec,
+    memory: PhantomData<&'m GuestMemory>,
+}
+
+// SAFETY: an address and a length; what is there is only touched by the kernel or by volatile copies.
+unsafe impl Send for HostBuffer<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for HostBuffer<'_> {}
+
+impl<'m> HostBuffer<'m> {
+    fn new(slice: &VolatileSlice<'m, PageLog>) -> Self {
+        Self {
+            vector: libc::iovec {
+                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+                iov_len: slice.len(),
+            },
+            memory: PhantomData,
+        }
+    }
+
+    /// Its length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.vector.iov_len
+    }
+
+    /// Without its first `bytes`.
+    ///
+    /// # Panics
+    /// When it has fewer.
+    #[must_use]
+    pub fn after(mut self, bytes: usize) -> Self {
+        assert!(
+            bytes <= self.vector.iov_len,
+            "{bytes} bytes of a smaller buffer"
+        );
+        // SAFETY: stays within the buffer or at its end.
+        self.vector.iov_base = unsafe { self.vector.iov_base.byte_add(bytes) };
+        self.vector.iov_len -= bytes;
+        self
+    }
+
+    /// Copies from the front of `data` into it, as much as fits; says how much.
+    pub fn fill_from(&self, data: &[u8]) -> usize {
+        self.volatile().copy_from(data);
+        data.len().min(self.bytes())
+    }
+
+    /// Copies it to the front of `data`, as much as fits; says how much.
+    pub fn copy_to(&self, data: &mut [u8]) -> usize {
+        self.volatile().copy_to(data)
+    }
+
+    fn volatile(&self) -> VolatileSlice<'m> {
+        // SAFETY: guest memory stays mapped while it is borrowed, and volatile accesses allow for
+        // others who write.
+        unsafe { VolatileSlice::new(self.vector.iov_base.cast(), self.vector.iov_len) }
+    }
+
+    /// As the kernel takes them.
+    #[must_use]
+    pub fn vectors(buffers: &[Self]) -> &[libc::iovec] {
+        // SAFETY: the type is a transparent wrapper of this one.
+        unsafe { std::slice::from_raw_parts(buffers.as_ptr().cast(), buffers.len()) }
+    }
 }
 
 /// Buffers one after another, all of them RAM. Reading and writing takes from the front.
@@ -230,9 +304,14 @@ impl Buffers {
     }
 
     /// All that is left as host memory, for system calls that read or write it in place. Whoever
-    /// writes there marks it with [`Buffers::mark_dirty`] afterwards.
+    /// writes there says so with [`Buffers::mark_dirty`] afterwards.
     #[must_use]
-    pub fn slices<'m>(&self, memory: &'m GuestMemory) -> Vec<VolatileSlice<'m, PageLog>> {
+    pub fn host<'m>(&self, memory: &'m GuestMemory) -> Vec<HostBuffer<'m>> {
+        let slices = self.slices(memory).into_iter();
+        slices.map(|it| HostBuffer::new(&it)).collect()
+    }
+
+    fn slices<'m>(&self, memory: &'m GuestMemory) -> Vec<VolatileSlice<'m, PageLog>> {
         let mut slices = Vec::with_capacity(self.list().len());
         for buffer in self.list() {
             let pieces = memory.get_slices(

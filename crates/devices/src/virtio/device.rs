@@ -1,6 +1,9 @@
 //! What a virtio device is to its transport, and what both get from the process around them.
 
-use std::{fmt, io, sync::Arc};
+use std::{
+    fmt, io,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use memory::GuestMemory;
 
@@ -103,6 +106,24 @@ pub enum DeviceEvent {
         /// Which device.
         device: String,
     },
+}
+
+/// How the part of a device that the host steers reaches its driver, if there is one now.
+#[derive(Debug, Default)]
+pub struct ConfigNotifier(Mutex<Option<Arc<dyn Interrupt>>>);
+
+impl ConfigNotifier {
+    /// The driver is ready, or gone.
+    pub fn set(&self, interrupt: Option<Arc<dyn Interrupt>>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = interrupt;
+    }
+
+    /// Tells the driver that the configuration space changed.
+    pub fn config_changed(&self) {
+        if let Some(interrupt) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            interrupt.config_changed();
+        }
+    }
 }
 
 /// What devices get from the process they run in.

@@ -21,17 +21,22 @@
 //! two looks at the stop bell is bounded ([`VirtQueue::serve`]), and a queue that breaks the rules
 //! sets DEVICE_NEEDS_RESET and is not touched again before the reset.
 
+pub mod block;
 mod chain;
 mod device;
+#[doc(hidden)]
+pub mod fuzzing;
 mod limiter;
 pub mod pci;
 mod queue;
+#[cfg(test)]
+mod testing;
 mod worker;
 
-pub use chain::{Buffer, Buffers, Chain, ChainError, MAX_BUFFERS, TooShort};
+pub use chain::{Buffer, Buffers, Chain, ChainError, HostBuffer, MAX_BUFFERS, TooShort};
 pub use device::{
-    ActivateError, Activation, DeviceEvent, DeviceKind, Host, Interrupt, VirtioDevice,
-    read_config_bytes,
+    ActivateError, Activation, ConfigNotifier, DeviceEvent, DeviceKind, Host, Interrupt,
+    VirtioDevice, read_config_bytes,
 };
 pub use limiter::{Limits, RateLimiter};
 pub use queue::{QueueError, SavedQueue, VirtQueue};

@@ -1,0 +1,220 @@
+//! The device, and the handle the host steers it with.
+
+use std::{
+    fmt, io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use super::{
+    Disk,
+    config::{self, QUEUE_SIZE},
+    handler::BlockHandler,
+};
+use crate::virtio::{
+    ActivateError, Activation, ConfigNotifier, DeviceKind, Host, Limits, RateLimiter, VirtQueue,
+    VirtioDevice, Worker, read_config_bytes,
+};
+
+/// The most queues a disk can have.
+const MOST_QUEUES: u16 = 16;
+
+/// How a disk is shown.
+#[derive(Debug, Clone)]
+pub struct BlockOptions {
+    /// What people call it; worker threads are named after it.
+    pub label: String,
+    /// Shown to the guest as serial number: the first 20 bytes of it.
+    pub serial: String,
+    /// The guest cannot write.
+    pub read_only: bool,
+    /// Queues with a thread each, 1 to 16; best as many as vCPUs.
+    pub queues: u16,
+    /// Rate limits.
+    pub limits: Limits,
+}
+
+impl Default for BlockOptions {
+    /// Writable, one queue, no limits.
+    fn default() -> Self {
+        Self {
+            label: "disk".to_owned(),
+            serial: String::new(),
+            read_only: false,
+            queues: 1,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// What a disk did so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BlockStats {
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Requests of any kind.
+    pub requests: u64,
+    /// Those that failed.
+    pub errors: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    read: AtomicU64,
+    written: AtomicU64,
+    requests: AtomicU64,
+    errors: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn read(&self, bytes: u64) {
+        self.read.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn wrote(&self, bytes: u64) {
+        self.written.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn finished(&self, ok: bool) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        if !ok {
+            self.errors.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What the workers of a disk and its handle share.
+pub(super) struct Shared {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) label: String,
+    pub(super) serial: [u8; 20],
+    pub(super) read_only: bool,
+    pub(super) limiter: RateLimiter,
+    pub(super) stats: Counters,
+    pub(super) host: Host,
+    notifier: ConfigNotifier,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("label", &self.label)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A disk.
+pub struct Block {
+    shared: Arc<Shared>,
+    queue_sizes: Vec<u16>,
+    workers: Vec<Worker<BlockHandler>>,
+}
+
+/// How the host steers a disk while it is in use.
+#[derive(Debug, Clone)]
+pub struct BlockControl(Arc<Shared>);
+
+impl Block {
+    /// A disk with `disk` as its storage. Its threads are started here.
+    ///
+    /// # Errors
+    /// When the host gives no thread.
+    pub fn new(disk: Arc<dyn Disk>, options: &BlockOptions, host: &Host) -> io::Result<Self> {
+        let mut serial = [0; 20];
+        let bytes = options.serial.as_bytes();
+        let length = bytes.len().min(serial.len());
+        serial[..length].copy_from_slice(&bytes[..length]);
+        let queues = options.queues.clamp(1, MOST_QUEUES);
+        let workers = (0..queues)
+            .map(|index| Worker::spawn(&format!("{}-{index}", options.label), host))
+            .collect::<io::Result<_>>()?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                disk,
+                label: options.label.clone(),
+                serial,
+                read_only: options.read_only,
+                limiter: RateLimiter::new(options.limits),
+                stats: Counters::default(),
+                host: host.clone(),
+                notifier: ConfigNotifier::default(),
+            }),
+            queue_sizes: vec![QUEUE_SIZE; usize::from(queues)],
+            workers,
+        })
+    }
+
+    /// The handle to steer it with.
+    #[must_use]
+    pub fn control(&self) -> BlockControl {
+        BlockControl(Arc::clone(&self.shared))
+    }
+}
+
+impl BlockControl {
+    /// Changes the rate limits.
+    pub fn set_limits(&self, limits: Limits) {
+        self.0.limiter.set(limits);
+    }
+
+    /// Tells the guest that its storage has another size now.
+    pub fn size_changed(&self) {
+        self.0.notifier.config_changed();
+    }
+
+    /// What it did so far.
+    #[must_use]
+    pub fn stats(&self) -> BlockStats {
+        let stats = &self.0.stats;
+        BlockStats {
+            read_bytes: stats.read.load(Ordering::Relaxed),
+            written_bytes: stats.written.load(Ordering::Relaxed),
+            requests: stats.requests.load(Ordering::Relaxed),
+            errors: stats.errors.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl VirtioDevice for Block {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Block
+    }
+
+    fn features(&self) -> u64 {
+        config::features(self.shared.read_only, self.queue_sizes.len() as u16)
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let space = config::space(self.shared.disk.bytes(), self.queue_sizes.len() as u16);
+        read_config_bytes(&space, offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        self.shared
+            .notifier
+            .set(Some(Arc::clone(&activation.interrupt)));
+        for queue in activation.queues {
+            let worker = self.workers.get_mut(usize::from(queue.index()));
+            worker.ok_or(ActivateError::Worker)?.start(BlockHandler {
+                queue,
+                shared: Arc::clone(&self.shared),
+                interrupt: Arc::clone(&activation.interrupt),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn deactivate(&mut self) -> Vec<VirtQueue> {
+        self.shared.notifier.set(None);
+        let handlers = self.workers.iter_mut().filter_map(Worker::stop);
+        handlers.map(|it| it.queue).collect()
+    }
+}

@@ -1,0 +1,18 @@
+//! virtio-block (virtio 1.2, 5.2): a disk.
+//!
+//! Every queue has a worker of its own, so requests of different queues overlap. What a disk is made
+//! of is behind [`Disk`]; [`FileDisk`] is a file or a block device. Requests go between guest memory
+//! and the disk in place. The guest's view is a write-back cache: what it wants durable it flushes.
+
+mod config;
+mod device;
+mod disk;
+mod file;
+mod handler;
+mod request;
+#[cfg(test)]
+mod tests;
+
+pub use device::{Block, BlockControl, BlockOptions, BlockStats};
+pub use disk::Disk;
+pub use file::FileDisk;
