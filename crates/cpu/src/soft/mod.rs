@@ -10,6 +10,7 @@
 //! - `integer`: what user code is mostly made of, written in Rust;
 //! - `native`: x87, SSE, AVX and the rest of user instructions, executed by the host's own units;
 //! - [`vector`]: the state `native` computes on;
+//! - [`lapic`] and [`clock`]: what interrupts it and what tells it the time;
 //! - `system`: everything that needs privilege or changes how code is run.
 //!
 //! A handler sees one vCPU only. It either completes its instruction, or changes nothing the
@@ -21,11 +22,13 @@
 //! instruction, not per execution.
 
 pub mod block;
+pub mod clock;
 pub mod core;
 pub mod fault;
 pub mod flags;
 pub mod integer;
 pub mod interpreter;
+pub mod lapic;
 pub mod memory;
 pub mod native;
 pub mod op;
