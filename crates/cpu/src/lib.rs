@@ -14,6 +14,7 @@
 
 mod bus;
 mod error;
+pub mod kvm;
 pub mod soft;
 pub mod state;
 mod vcpu;
