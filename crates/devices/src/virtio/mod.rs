@@ -23,7 +23,9 @@
 
 pub mod block;
 mod chain;
+pub mod console;
 mod device;
+pub mod entropy;
 #[doc(hidden)]
 pub mod fuzzing;
 mod limiter;

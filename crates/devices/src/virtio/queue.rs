@@ -210,6 +210,16 @@ impl VirtQueue {
         }
     }
 
+    /// Its doorbell could not be watched.
+    #[must_use]
+    pub fn unwatched(&self, source: io::Error) -> QueueError {
+        QueueError::Host {
+            queue: self.index,
+            what: "watch its doorbell",
+            source,
+        }
+    }
+
     /// The next request, if there is one.
     ///
     /// # Errors

@@ -47,11 +47,7 @@ impl BlockHandler {
 impl Handler for BlockHandler {
     fn start(&mut self, events: &mut Events) -> Result<(), QueueError> {
         let watched = events.watch(fd(self.queue.kick()), KICK, EventFlags::IN);
-        watched.map_err(|source| QueueError::Host {
-            queue: self.queue.index(),
-            what: "watch its doorbell",
-            source,
-        })?;
+        watched.map_err(|source| self.queue.unwatched(source))?;
         self.serve(events)
     }
 
