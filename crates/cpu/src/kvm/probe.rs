@@ -204,7 +204,8 @@ fn judge(times: &Times, ended: Ended) -> Probe {
             Probe::unusable(None, reason)
         }
         (_, Some(speed)) if speed < MIN_MIPS => {
-            let reason = format!("guest code runs at {speed:.0} MIPS, which is no processor's speed");
+            let reason =
+                format!("guest code runs at {speed:.0} MIPS, which is no processor's speed");
             Probe::unusable(mips, reason)
         }
         (Ended::TooLong, _) => Probe::unusable(mips, "the guest did not come to its end"),
@@ -294,7 +295,10 @@ mod tests {
         assert!(begun.elapsed() < Duration::from_secs(20), "it hangs");
         assert_eq!(probe.usable, probe.reason.is_none(), "{probe:?}");
         if !probe.usable {
-            eprintln!("SKIP the hardware itself: {}", probe.reason.unwrap_or_default());
+            eprintln!(
+                "SKIP the hardware itself: {}",
+                probe.reason.unwrap_or_default()
+            );
         }
     }
 }

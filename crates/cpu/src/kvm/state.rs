@@ -8,8 +8,8 @@
 use kvm_bindings::{
     KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED,
     KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_MOV_SS,
-    KVM_X86_SHADOW_INT_STI, kvm_debugregs, kvm_dtable, kvm_lapic_state, kvm_mp_state,
-    kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    KVM_X86_SHADOW_INT_STI, kvm_debugregs, kvm_dtable, kvm_lapic_state, kvm_mp_state, kvm_regs,
+    kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Kvm, VcpuFd};
 
@@ -63,11 +63,20 @@ pub(super) fn read(kvm: &Kvm, fd: &VcpuFd) -> Result<VcpuState, CpuError> {
             efer: special.efer,
             xcr0,
             debug: [
-                debug.db[0], debug.db[1], debug.db[2], debug.db[3], debug.dr6, debug.dr7,
+                debug.db[0],
+                debug.db[1],
+                debug.db[2],
+                debug.db[3],
+                debug.dr6,
+                debug.dr7,
             ],
         },
         msrs,
-        xsave: xsave.region.iter().flat_map(|it| it.to_le_bytes()).collect(),
+        xsave: xsave
+            .region
+            .iter()
+            .flat_map(|it| it.to_le_bytes())
+            .collect(),
         lapic: lapic.regs.iter().map(|byte| *byte as u8).collect(),
         events: from_events(&events),
         activity: match activity.mp_state {
@@ -174,7 +183,24 @@ fn registers(it: &kvm_regs) -> Registers {
 }
 
 fn to_registers(it: &Registers) -> kvm_regs {
-    let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] = it.general;
+    let [
+        rax,
+        rcx,
+        rdx,
+        rbx,
+        rsp,
+        rbp,
+        rsi,
+        rdi,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+    ] = it.general;
     kvm_regs {
         rax,
         rcx,
@@ -239,7 +265,11 @@ fn segment(it: &kvm_segment) -> SegmentState {
     SegmentState {
         selector: it.selector,
         // KVM says unusable apart from present.
-        attributes: if it.unusable == 0 { attributes } else { attributes & !(1 << 7) },
+        attributes: if it.unusable == 0 {
+            attributes
+        } else {
+            attributes & !(1 << 7)
+        },
         limit: it.limit,
         base: it.base,
     }

@@ -65,9 +65,9 @@ impl KvmVcpu {
             }
             Ok(VcpuExit::Shutdown) => Why::Shutdown,
             Ok(VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => Why::Again,
-            Ok(VcpuExit::FailEntry(reason, cpu)) => {
-                Why::Failed(format!("anything: entry failed with {reason:#x} on CPU {cpu}"))
-            }
+            Ok(VcpuExit::FailEntry(reason, cpu)) => Why::Failed(format!(
+                "anything: entry failed with {reason:#x} on CPU {cpu}"
+            )),
             Ok(VcpuExit::InternalError) => {
                 Why::Failed("an instruction the kernel does not emulate".to_owned())
             }

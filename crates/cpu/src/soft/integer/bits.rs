@@ -49,6 +49,8 @@ impl Change for Keep {
 
 /// How a bit is found, or bits are counted.
 trait Scan {
+    /// Whether the target stays as it was, with its upper half, when the source is zero.
+    const KEEPS: bool = false;
     fn scan<T: Wide>(target: T, source: T, old: Status) -> (T, Status);
 }
 
@@ -59,6 +61,7 @@ struct Lzcnt;
 struct Popcnt;
 
 impl Scan for Bsf {
+    const KEEPS: bool = true;
     #[inline(always)]
     fn scan<T: Wide>(target: T, source: T, old: Status) -> (T, Status) {
         target.bsf(source, old)
@@ -66,6 +69,7 @@ impl Scan for Bsf {
 }
 
 impl Scan for Bsr {
+    const KEEPS: bool = true;
     #[inline(always)]
     fn scan<T: Wide>(target: T, source: T, old: Status) -> (T, Status) {
         target.bsr(source, old)
@@ -225,7 +229,9 @@ fn bit_locked_immediate<C: Change, T: Host>(core: &mut Core, op: &Op) -> Result<
 #[inline(always)]
 fn finish_scan<S: Scan, T: Wide>(core: &mut Core, op: &Op, source: T) -> Result<Flow, Fault> {
     let (value, status) = S::scan(core.get::<T>(op.a), source, core.flags.status());
-    core.put(op.a, value);
+    if !S::KEEPS || source.wide() != 0 {
+        core.put(op.a, value);
+    }
     core.flags.set_status(status);
     Ok(Flow::Next)
 }

@@ -88,12 +88,8 @@ fn add_locked<T: Host>(core: &mut Core, op: &Op) -> Result<Flow, Fault> {
 
 fn compare_registers<T: Host>(core: &mut Core, op: &Op) -> Result<Flow, Fault> {
     let (expected, old, new) = (core.get::<T>(A), core.get::<T>(op.a), core.get::<T>(op.b));
-    if old == expected {
-        core.put(op.a, new);
-    } else {
-        core.put(op.a, old);
-        core.put(A, old);
-    }
+    let to = if old == expected { op.a } else { A };
+    core.put(to, if old == expected { new } else { old });
     core.flags.set_status(expected.cmp_status(old));
     Ok(Flow::Next)
 }

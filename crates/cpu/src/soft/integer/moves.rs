@@ -58,6 +58,8 @@ pub fn select(instruction: &Instruction) -> Option<Handler> {
         | Mnemonic::Prefetcht0
         | Mnemonic::Prefetcht1
         | Mnemonic::Prefetcht2
+        | Mnemonic::Prefetchit0
+        | Mnemonic::Prefetchit1
         | Mnemonic::Cldemote
         | Mnemonic::Lfence
         | Mnemonic::Sfence => nop,

@@ -6,6 +6,7 @@ use super::host::Host;
 use crate::soft::{
     Core, Fault,
     core::{Access, Place},
+    memory::access::stack_fault,
     op::Mem,
 };
 
@@ -33,7 +34,10 @@ pub fn modify<T: Host, R, const LOCK: bool>(
     compute: impl Fn(T) -> (T, R),
 ) -> Result<R, Fault> {
     let linear = core.linear(mem, T::BYTES, Access::Write)?;
-    match core.find(linear, T::BYTES, Access::Write)? {
+    let place = core
+        .find(linear, T::BYTES, Access::Write)
+        .map_err(|fault| stack_fault(mem, fault))?;
+    match place {
         Place::Ram(host) => {
             let target = host.cast::<T>();
             if !LOCK {

@@ -99,6 +99,17 @@ fn stack_address(core: &Core, offset: u64, bytes: usize, access: Access) -> Resu
     core.linear_at(SS, offset & stack_mask(core), bytes, access)
 }
 
+/// An address that is not canonical is a `#SS(0)` for the stack.
+#[cold]
+#[inline(never)]
+fn not_canonical(fault: Fault) -> Fault {
+    if fault == Fault::GP0 {
+        Fault::ss(0)
+    } else {
+        fault
+    }
+}
+
 /// Pushes a word.
 ///
 /// # Errors
@@ -107,7 +118,7 @@ fn stack_address(core: &Core, offset: u64, bytes: usize, access: Access) -> Resu
 pub fn push<T: Word>(core: &mut Core, value: T) -> Result<(), Fault> {
     let offset = core.regs[SP as usize].wrapping_sub(T::BYTES as u64);
     let linear = stack_address(core, offset, T::BYTES, Access::Write)?;
-    core.store(linear, value)?;
+    core.store(linear, value).map_err(not_canonical)?;
     set_stack_pointer(core, offset);
     Ok(())
 }
@@ -121,7 +132,7 @@ pub fn push<T: Word>(core: &mut Core, value: T) -> Result<(), Fault> {
 pub fn pop<T: Word>(core: &mut Core) -> Result<(T, u64), Fault> {
     let offset = core.regs[SP as usize];
     let linear = stack_address(core, offset, T::BYTES, Access::Read)?;
-    let value = core.load(linear)?;
+    let value = core.load(linear).map_err(not_canonical)?;
     Ok((value, offset.wrapping_add(T::BYTES as u64)))
 }
 
@@ -221,7 +232,7 @@ fn enter_frame<T: Word>(core: &mut Core, op: &Op) -> Result<Flow, Fault> {
     for level in 1..op.extra {
         let offset = frame_pointer.wrapping_sub(u64::from(level) * T::BYTES as u64);
         let linear = stack_address(core, offset, T::BYTES, Access::Read)?;
-        let display = core.load::<T>(linear)?;
+        let display = core.load::<T>(linear).map_err(not_canonical)?;
         push(core, display)?;
     }
     if op.extra > 0 {
@@ -230,7 +241,8 @@ fn enter_frame<T: Word>(core: &mut Core, op: &Op) -> Result<Flow, Fault> {
     let top = core.regs[SP as usize].wrapping_sub(op.imm);
     // The processor checks that the new top could be written.
     let linear = stack_address(core, top, T::BYTES, Access::Write)?;
-    core.find(linear, T::BYTES, Access::Write)?;
+    core.find(linear, T::BYTES, Access::Write)
+        .map_err(not_canonical)?;
     set_stack_pointer(core, top);
     core.put(BP, T::low(frame));
     Ok(Flow::Next)
@@ -239,7 +251,7 @@ fn enter_frame<T: Word>(core: &mut Core, op: &Op) -> Result<Flow, Fault> {
 fn leave<T: Word>(core: &mut Core, _op: &Op) -> Result<Flow, Fault> {
     let frame = core.regs[BP as usize];
     let linear = stack_address(core, frame, T::BYTES, Access::Read)?;
-    let value = core.load::<T>(linear)?;
+    let value = core.load::<T>(linear).map_err(not_canonical)?;
     set_stack_pointer(core, frame.wrapping_add(T::BYTES as u64));
     core.put(BP, value);
     Ok(Flow::Next)

@@ -238,10 +238,16 @@ impl Run {
         };
     }
 
-    /// Whether a comparison goes on after these flags.
+    /// Counts elements as compared, the last with this result, at which the instruction may stop.
+    /// Flags change when it does: a fault in the middle finds them as they were before.
     #[inline(always)]
-    fn goes_on(&self, status: Status) -> bool {
-        (self.repeat == Repeat::While) == status.holds::<4>()
+    fn compared(&self, core: &mut Core, elements: u64, status: Status) -> Flow {
+        let goes_on = (self.repeat == Repeat::While) == status.holds::<4>();
+        if self.count(core, elements) == Flow::Again && goes_on {
+            return Flow::Again;
+        }
+        core.flags.set_status(status);
+        Flow::Next
     }
 }
 
@@ -383,11 +389,8 @@ fn scas<T: Host>(core: &mut Core, op: &Op) -> Result<Flow, Fault> {
     } else {
         (1, core.load::<T>(at)?)
     };
-    let status = wanted.cmp_status(last);
-    core.flags.set_status(status);
     run.advance::<T>(core, &destination, done);
-    let flow = run.count(core, done);
-    Ok(stopped(&run, status, flow))
+    Ok(run.compared(core, done, wanted.cmp_status(last)))
 }
 
 fn cmps<T: Host>(core: &mut Core, op: &Op) -> Result<Flow, Fault> {
@@ -395,12 +398,13 @@ fn cmps<T: Host>(core: &mut Core, op: &Op) -> Result<Flow, Fault> {
         return Ok(Flow::Next);
     };
     let (source, destination) = (Run::source(op), Run::destination(core));
-    let (one, readable) = run.reach::<T>(core, &source, Access::Read)?;
+    // Where both would fault, processors report the destination.
     let (two, comparable) = run.reach::<T>(core, &destination, Access::Read)?;
+    let (one, readable) = run.reach::<T>(core, &source, Access::Read)?;
     let reach = readable.min(comparable);
     let (done, a, b) = if reach > 0
-        && let Place::Ram(first) = core.find(one, T::BYTES, Access::Read)?
         && let Place::Ram(second) = core.find(two, T::BYTES, Access::Read)?
+        && let Place::Ram(first) = core.find(one, T::BYTES, Access::Read)?
     {
         let pair = |index| {
             // SAFETY: `reach` elements of each lie in one page, which `find` returned mapped.
@@ -421,22 +425,10 @@ fn cmps<T: Host>(core: &mut Core, op: &Op) -> Result<Flow, Fault> {
         let (a, b) = pair(same);
         (same + 1, a, b)
     } else {
-        let a = core.load::<T>(one)?;
-        (1, a, core.load::<T>(two)?)
+        let b = core.load::<T>(two)?;
+        (1, core.load::<T>(one)?, b)
     };
-    let status = a.cmp_status(b);
-    core.flags.set_status(status);
     run.advance::<T>(core, &source, done);
     run.advance::<T>(core, &destination, done);
-    let flow = run.count(core, done);
-    Ok(stopped(&run, status, flow))
-}
-
-/// A comparison may stop before its count does.
-#[inline(always)]
-fn stopped(run: &Run, status: Status, flow: Flow) -> Flow {
-    if flow == Flow::Again && !run.goes_on(status) {
-        return Flow::Next;
-    }
-    flow
+    Ok(run.compared(core, done, a.cmp_status(b)))
 }

@@ -391,7 +391,7 @@ impl Core {
 /// A `#GP(0)` for an operand that names the stack segment is a `#SS(0)`.
 #[cold]
 #[inline(never)]
-fn stack_fault(mem: &Mem, fault: Fault) -> Fault {
+pub(in crate::soft) fn stack_fault(mem: &Mem, fault: Fault) -> Fault {
     if mem.named == SS && fault == Fault::GP0 {
         Fault::ss(0)
     } else {

@@ -1,0 +1,204 @@
+//! The software CPU against the host's processor: the same instruction, from the same state, must
+//! end in the same state, whether it completes or faults.
+//!
+//! Every form of every instruction that `integer` executes is tried, with random operands. By
+//! default some hundred thousand cases are; `CPU_DIFFERENTIAL_CASES` asks for another number, and
+//! `CPU_DIFFERENTIAL_SEED` for others. A failure prints a case that can be tried again.
+
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#![allow(missing_docs, reason = "a test is read, not called")]
+
+mod generate;
+mod guest;
+mod host;
+
+use cpu::soft::{Fault, integer, op::Width};
+use generate::{Case, Random};
+use guest::Guest;
+use host::{Host, OPEN, OPEN_BYTES, Registers, SLOT};
+use iced_x86::{Code, Instruction, RflagsBits};
+
+/// Status flags and the direction flag.
+const COMPARED: u64 = 0xcd5;
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |value| value.parse().expect("a number"))
+}
+
+/// The flags an instruction leaves undefined, in their places.
+fn undefined(instruction: &Instruction) -> u64 {
+    let bits = instruction.rflags_undefined();
+    [
+        (RflagsBits::CF, 1),
+        (RflagsBits::PF, 4),
+        (RflagsBits::AF, 0x10),
+        (RflagsBits::ZF, 0x40),
+        (RflagsBits::SF, 0x80),
+        (RflagsBits::OF, 0x800),
+    ]
+    .into_iter()
+    .filter(|(bit, _)| bits & bit != 0)
+    .fold(0, |mask, (_, flag)| mask | flag)
+}
+
+/// Both processors, with the same memory.
+struct Pair {
+    host: Host,
+    guest: Guest,
+    random: Random,
+}
+
+impl Pair {
+    fn new(seed: u64) -> Self {
+        let mut pair = Self {
+            host: Host::new(),
+            guest: Guest::new(),
+            random: Random::new(seed),
+        };
+        pair.fill(None);
+        pair
+    }
+
+    /// Fills both windows with the same, a word of it as wanted.
+    fn fill(&mut self, word: Option<(u64, u64)>) {
+        let mut content: Vec<u8> = self.host.open().to_vec();
+        if let Some((address, value)) = word {
+            let offset = address.wrapping_sub(OPEN) as usize;
+            if let Some(place) = content.get_mut(offset..offset.saturating_add(8)) {
+                place.copy_from_slice(&value.to_le_bytes());
+            }
+        } else {
+            // Runs of equal bytes among random ones, for what compares strings.
+            for chunk in content.chunks_mut(32) {
+                let random = self.random.next();
+                for (index, byte) in chunk.iter_mut().enumerate() {
+                    *byte = match random & 3 {
+                        0 => 0,
+                        1 => 0x41,
+                        _ => (random >> (index % 8 * 8)) as u8 ^ index as u8,
+                    };
+                }
+            }
+        }
+        self.host.fill(&content);
+        self.guest.fill(&content);
+    }
+
+    /// Runs a case on both; the difference, if there is one.
+    fn compare(&mut self, case: &Case) -> Result<(), String> {
+        if case.memory.is_some() {
+            self.fill(case.memory);
+        }
+        let instruction = Guest::decode(&case.bytes, Width::Code64);
+        let (host, host_ending) = self.host.run(&case.bytes, &case.before);
+        let (guest, guest_ending) = self.guest.run(&instruction, &case.before);
+        let next = SLOT + case.bytes.len() as u64;
+        let cr2 = self.guest.core.control.cr2;
+        let same_ending = match (host_ending, guest_ending) {
+            (host::Ending::Next, guest::Ending::Rip(rip)) => rip == next,
+            (host::Ending::Taken, guest::Ending::Rip(rip)) => rip == host::LANDING,
+            (host::Ending::Signal(signal, address), guest::Ending::Fault(fault)) => {
+                is_signal_of(fault, signal) && (fault.vector != 14 || address == cr2)
+            }
+            _ => false,
+        };
+        if !same_ending {
+            return Err(format!(
+                "host ends with {host_ending:x?}, guest with {guest_ending:x?} (cr2 {cr2:#x})"
+            ));
+        }
+        let mask = COMPARED & !undefined(&instruction);
+        if (host.flags ^ guest.flags) & mask != 0 {
+            return Err(format!(
+                "flags: host {:#x}, guest {:#x}",
+                host.flags & mask,
+                guest.flags & mask
+            ));
+        }
+        if host.gpr != guest.gpr {
+            return Err(format!(
+                "registers: host {:x?}\n          guest {:x?}",
+                host.gpr, guest.gpr
+            ));
+        }
+        let (host_memory, guest_memory) = (self.host.open(), self.guest.open());
+        if let Some(at) = (0..OPEN_BYTES).find(|at| host_memory[*at] != guest_memory[*at]) {
+            return Err(format!(
+                "memory at {:#x}: host {:x?}, guest {:x?}",
+                OPEN + at as u64,
+                &host_memory[at..(at + 16).min(OPEN_BYTES)],
+                &guest_memory[at..(at + 16).min(OPEN_BYTES)]
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn is_signal_of(fault: Fault, signal: i32) -> bool {
+    match fault.vector {
+        0 => signal == libc::SIGFPE,
+        6 => signal == libc::SIGILL,
+        12 | 17 => signal == libc::SIGBUS,
+        13 | 14 => signal == libc::SIGSEGV,
+        _ => false,
+    }
+}
+
+#[test]
+fn every_form_of_integer_instruction_ends_as_on_the_host() {
+    let seed = setting("CPU_DIFFERENTIAL_SEED", 1);
+    let mut pair = Pair::new(seed);
+    let forms: Vec<Code> = Code::values()
+        .filter(|code| generate::is_testable(*code))
+        .filter(|code| {
+            (0..20).any(|_| {
+                generate::case(*code, &mut pair.random).is_some_and(|case| {
+                    let instruction = Guest::decode(&case.bytes, Width::Code64);
+                    integer::select(&instruction, Width::Code64).is_some()
+                })
+            })
+        })
+        .collect();
+    assert!(forms.len() > 300, "only {} forms", forms.len());
+    let rounds = setting("CPU_DIFFERENTIAL_CASES", 150_000) / forms.len() as u64;
+    let mut failures = std::collections::BTreeMap::<String, (u64, String)>::new();
+    for round in 0..rounds {
+        if round % 8 == 0 {
+            pair.fill(None);
+        }
+        for code in &forms {
+            let Some(case) = generate::case(*code, &mut pair.random) else {
+                continue;
+            };
+            if let Err(difference) = pair.compare(&case) {
+                let text = format!(
+                    "{code:?} {:02x?} {}",
+                    case.bytes,
+                    describe(&case, &difference)
+                );
+                failures.entry(format!("{code:?}")).or_insert((0, text)).0 += 1;
+                pair.fill(None);
+            }
+        }
+    }
+    for (count, text) in failures.values() {
+        eprintln!("{count} times: {text}\n");
+    }
+    assert!(
+        failures.is_empty(),
+        "seed {seed}: {} of {} forms differ",
+        failures.len(),
+        forms.len()
+    );
+}
+
+fn describe(case: &Case, difference: &str) -> String {
+    let Registers { gpr, flags } = case.before;
+    let instruction = Guest::decode(&case.bytes, Width::Code64);
+    format!(
+        "{:?} {:?} {:?}\n  from {gpr:x?} flags {flags:x}\n  {difference}",
+        instruction.mnemonic(),
+        instruction.op0_kind(),
+        instruction.op1_kind()
+    )
+}
