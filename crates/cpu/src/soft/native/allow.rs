@@ -112,7 +112,7 @@ pub(super) fn unit(instruction: &Instruction, registers: &[Register]) -> Option<
             Unit::X87
         } else if has(Register::is_mm) {
             Unit::Mmx
-        } else if has(Register::is_vector_register) {
+        } else if has(Register::is_vector_register) || uses_mxcsr(instruction) {
             match instruction.encoding() {
                 EncodingKind::VEX => Unit::Avx,
                 _ => Unit::Sse,

@@ -19,9 +19,14 @@
 
 mod allow;
 mod arena;
+mod bulk;
+mod control;
 mod emit;
+mod masked;
 mod plan;
 mod run;
+mod save;
+mod x87;
 
 use std::io;
 
@@ -44,7 +49,15 @@ pub fn prepare() -> io::Result<()> {
 /// The op for an instruction; `None` when it is not one of this module.
 #[must_use]
 pub fn select(instruction: &Instruction, width: Width) -> Option<Op> {
+    const WRITTEN: [fn(&Instruction, Width) -> Option<Op>; 4] =
+        [control::select, x87::select, save::select, masked::select];
+    if let Some(op) = WRITTEN.iter().find_map(|it| it(instruction, width)) {
+        return Some(op);
+    }
     let plan = plan::plan(instruction)?;
     let entry = Arena::get().ok()?.place(&plan.stub)?;
     Some(run::op(instruction, width, &plan, entry))
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ use super::plan::{Operand, Plan};
 use crate::soft::{
     Core, Fault, Flow, Handler, Op,
     core::{Access, Place},
+    memory::access::stack_fault,
     op::Width,
     vector::Unit,
 };
@@ -101,9 +102,10 @@ fn run<const UNIT: u8, const MXCSR: bool, const ACCESS: u8>(
     if linear & u64::from(op.b) != 0 {
         return Err(Fault::GP0);
     }
-    match core.find(linear, bytes, access)? {
-        Place::Ram(host) => execute::<UNIT, MXCSR>(core, op, host.as_ptr())?,
-        place => bounce::<UNIT, MXCSR, ACCESS>(core, op, linear, place)?,
+    match core.find(linear, bytes, access) {
+        Err(fault) => return Err(stack_fault(&op.mem, fault)),
+        Ok(Place::Ram(host)) => execute::<UNIT, MXCSR>(core, op, host.as_ptr())?,
+        Ok(place) => bounce::<UNIT, MXCSR, ACCESS>(core, op, linear, place)?,
     }
     Ok(Flow::Next)
 }

@@ -7,4 +7,5 @@ mod access;
 mod state;
 
 pub use access::{Unit, Vector};
+pub(in crate::soft) use state::{AREA_BYTES, HEADER, YMM_HIGH, array};
 pub use state::{Area, MXCSR_MASK, VectorState};

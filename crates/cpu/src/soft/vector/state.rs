@@ -6,14 +6,14 @@ use crate::soft::Fault;
 pub const MXCSR_MASK: u32 = 0xffff;
 
 /// Bytes of an XSAVE area in standard form with x87, SSE and AVX components.
-pub const AREA_BYTES: usize = 832;
+pub(in crate::soft) const AREA_BYTES: usize = 832;
 
 /// Offset of the XSAVE header in an area, and the size of what lies before it: the area of
 /// `fxsave`.
-pub const HEADER: usize = 512;
+pub(in crate::soft) const HEADER: usize = 512;
 
 /// Offset of the upper halves of the YMM registers in an area in standard form.
-pub const YMM_HIGH: usize = 576;
+pub(in crate::soft) const YMM_HIGH: usize = 576;
 
 /// The exception flags of the status word, and their masks in the control word.
 const X87_EXCEPTIONS: u16 = 0x3f;
@@ -154,6 +154,14 @@ impl VectorState {
         }
     }
 
+    /// What every MMX instruction does: the top of the stack is register 0, and no
+    /// register is empty (`emms` empties them then).
+    pub fn enter_mmx(&mut self) {
+        self.st.rotate_right(usize::from(self.fsw >> 11 & 7));
+        self.fsw &= !(7 << 11);
+        self.ftw = 0xff;
+    }
+
     /// Drops what the host's unit remembers of its last instruction: addresses of the host.
     #[inline(always)]
     pub fn forget_last_x87(&mut self) {
@@ -178,7 +186,7 @@ impl VectorState {
 }
 
 /// `N` bytes of `from` at `offset`.
-pub(crate) fn array<const N: usize>(from: &[u8], offset: usize) -> [u8; N] {
+pub(in crate::soft) fn array<const N: usize>(from: &[u8], offset: usize) -> [u8; N] {
     let mut out = [0; N];
     out.copy_from_slice(&from[offset..offset + N]);
     out
