@@ -42,6 +42,7 @@ mod registry;
 mod store;
 pub mod tar;
 mod transfer;
+pub mod vm;
 
 pub use commit::{CommitError, CommitOptions};
 pub use digest::{Digest, DigestError};

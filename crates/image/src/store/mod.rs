@@ -7,6 +7,7 @@
 //!   ROOT/images/<hex>.json          a complete image: written last, so its presence is the promise
 //!   ROOT/refs/<hash>.json           a name and the image it means
 //!   ROOT/recipes/<key>.json         results of recipes
+//!   ROOT/kernels, ROOT/disks        what virtual machines boot (see `vm`)
 //!   ROOT/ingest/<lease>/…           unfinished work of live operations (see `lease`)
 //!   ROOT/locks/store                shared by who pins or records, exclusive for the collector
 //! ```
@@ -31,7 +32,7 @@ use std::{
 };
 
 pub(crate) use blob::{BlobWriter, SealedBlob};
-pub(crate) use durable::{read_json, write as write_private, write_json};
+pub(crate) use durable::{read_json, read_limited, write as write_private, write_json};
 pub use gc::{GcReport, InUse};
 pub use images::{Image, Untagged};
 pub(crate) use images::{ImageLayer, ImageRecord};
@@ -89,6 +90,8 @@ impl Store {
             "images",
             "refs",
             "recipes",
+            "kernels",
+            "disks/sha256",
             "ingest",
             "locks",
         ] {
@@ -117,7 +120,7 @@ impl Store {
         }
         {
             let _lock = store.lock_exclusive()?;
-            for dir in ["images", "refs", "recipes"] {
+            for dir in ["images", "refs", "recipes", "kernels"] {
                 durable::sweep(&store.root().join(dir))?;
             }
         }
