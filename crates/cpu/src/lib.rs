@@ -13,6 +13,7 @@
 //! other.
 
 mod bus;
+pub mod cpuid;
 mod error;
 pub mod kvm;
 pub mod soft;
