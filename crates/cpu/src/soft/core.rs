@@ -11,6 +11,7 @@ use super::{
     Flags, Op,
     memory::tlb::Tlb,
     op::{HIGH_BYTES, Mem, RIP, Width, ZERO},
+    platform::Platform,
     system::{Tables, control::Control, events::Events, msr::Msrs},
     vector::Vector,
 };
@@ -117,6 +118,8 @@ pub struct Core {
     pub(in crate::soft) tlb: Tlb,
     /// Past the last operation of the block that runs; moved to its start to end it early.
     pub(in crate::soft) block_end: *const Op,
+    /// Its local APIC, clocks and peers.
+    pub(in crate::soft) platform: Platform,
     /// RAM.
     pub ram: Ram,
     /// Everything else.
@@ -183,10 +186,32 @@ impl Core {
         self.block_end = std::ptr::null();
     }
 
+    /// A core with all registers zero but its flags; whoever makes it sets its state.
+    #[must_use]
+    pub(in crate::soft) fn new(platform: Platform, ram: Ram, bus: Arc<dyn Bus>) -> Self {
+        debug_assert_eq!(ZERO, 16);
+        Self {
+            regs: [0; 18],
+            flags: Flags::default(),
+            segments: [Segment::default(); 6],
+            width: Width::Code16,
+            vector: Vector::default(),
+            privilege: 0,
+            control: Control::default(),
+            tables: Tables::default(),
+            msrs: Msrs::default(),
+            events: Events::default(),
+            tlb: Tlb::default(),
+            block_end: std::ptr::null(),
+            platform,
+            ram,
+            bus,
+        }
+    }
+
     /// A core with all registers zero, for the tests of handlers: 64-bit code in ring 0, no paging.
     #[must_use]
     pub fn flat(ram: Ram, bus: Arc<dyn Bus>) -> Self {
-        debug_assert_eq!(ZERO, 16);
         let data = Segment {
             selector: 0,
             attributes: 0xc093,
@@ -198,20 +223,9 @@ impl Core {
             ..data
         };
         Self {
-            regs: [0; 18],
-            flags: Flags::default(),
             segments: [data, code, data, data, data, data],
             width: Width::Code64,
-            vector: Vector::default(),
-            privilege: 0,
-            control: Control::default(),
-            tables: Tables::default(),
-            msrs: Msrs::default(),
-            events: Events::default(),
-            tlb: Tlb::default(),
-            block_end: std::ptr::null(),
-            ram,
-            bus,
+            ..Self::new(Platform::alone(Arc::clone(&bus)), ram, bus)
         }
     }
 }

@@ -12,7 +12,7 @@ use super::{Core, Fault, Flow, Op, integer, native, op::Width, system};
 type Select = fn(&Instruction, Width) -> Option<Op>;
 
 /// The modules that know instructions, in the order they are asked. Add yours here.
-const MODULES: &[Select] = &[integer::select, system::select, native::select];
+const MODULES: &[Select] = &[system::select, integer::select, native::select];
 
 static UNKNOWN: AtomicU64 = AtomicU64::new(0);
 static LAST_UNKNOWN: Mutex<Mnemonic> = Mutex::new(Mnemonic::INVALID);

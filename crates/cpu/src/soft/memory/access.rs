@@ -4,8 +4,6 @@
 //! Handlers call these methods. Before a pointer for a store is handed out the page is said to be
 //! written ([`Core::about_to_write`]), so a handler has nothing to announce afterwards.
 
-use std::ptr::NonNull;
-
 use super::{
     super::{
         Fault,
@@ -28,7 +26,13 @@ pub fn is_canonical(linear: u64) -> bool {
 }
 
 /// The segment's own objection to an access, if it has one (Intel SDM 3A, 6.3 and 6.4).
-fn permits(segment: &Segment, offset: u64, bytes: usize, access: Access, protected: bool) -> bool {
+pub(in crate::soft) fn permits(
+    segment: &Segment,
+    offset: u64,
+    bytes: usize,
+    access: Access,
+    protected: bool,
+) -> bool {
     const PRESENT: u16 = 1 << 7;
     const CODE: u16 = 1 << 3;
     /// Readable code or writable data.
@@ -117,7 +121,11 @@ impl Core {
     #[cold]
     #[inline(never)]
     fn find_slow(&mut self, linear: u64, bytes: usize, access: Access) -> Result<Place, Fault> {
-        let last = self.wrap(linear.wrapping_add(bytes as u64 - 1));
+        let mut last = linear.wrapping_add(bytes as u64 - 1);
+        if self.width != Width::Code64 && linear <= u64::from(u32::MAX) {
+            // Linear addresses have 32 bits outside 64-bit code.
+            last = u64::from(last as u32);
+        }
         if !is_canonical(linear) || !is_canonical(last) {
             return Err(Fault::GP0);
         }
@@ -145,15 +153,6 @@ impl Core {
         };
         self.tlb.fill_data(context, &fill);
         Ok(Place::Ram(host))
-    }
-
-    /// Linear addresses have 32 bits outside 64-bit code.
-    fn wrap(&self, linear: u64) -> u64 {
-        if self.width == Width::Code64 {
-            linear
-        } else {
-            u64::from(linear as u32)
-        }
     }
 
     /// Says that a page of RAM is about to be written by this vCPU. Should it hold code, blocks
@@ -186,15 +185,6 @@ impl Core {
         let linear = u64::from(code.base.wrapping_add(rip) as u32);
         self.set_rip(rip);
         Ok(linear)
-    }
-
-    /// Marks a page as holding code that blocks are made of: from now on stores to it are seen.
-    pub(in crate::soft) fn mark_code(&mut self, page: usize) {
-        if self.ram.pages().is_code(page) {
-            return;
-        }
-        self.ram.pages().mark_code(page);
-        self.tlb.flush_writes(Some(page));
     }
 
     /// Finds code: the host address of the byte at a linear address, and the number of its page.
@@ -365,7 +355,7 @@ impl Core {
             },
             None => {
                 for (index, part) in data.chunks_mut(8).enumerate() {
-                    self.bus.mmio_read(address + 8 * index as u64, part);
+                    self.device_read(address + 8 * index as u64, part);
                 }
             }
         }
@@ -381,7 +371,7 @@ impl Core {
             }
             None => {
                 for (index, part) in data.chunks(8).enumerate() {
-                    self.bus.mmio_write(address + 8 * index as u64, part);
+                    self.device_write(address + 8 * index as u64, part);
                 }
             }
         }

@@ -9,4 +9,9 @@ pub struct Events {
     pub shadow: bool,
     /// A non-maskable interrupt is being handled: no other before `iret`.
     pub nmi_masked: bool,
+    /// After INIT, and at power-on for all but the first vCPU: nothing runs before a SIPI.
+    pub waits_for_sipi: bool,
+    /// To be delivered before the next instruction: vector and error code. Only a state saved
+    /// elsewhere has one.
+    pub injected: Option<(u8, Option<u16>)>,
 }

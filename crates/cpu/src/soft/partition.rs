@@ -1,0 +1,61 @@
+//! A partition of software vCPUs.
+
+use std::sync::Arc;
+
+use kvm_bindings::CpuId;
+use memory::Ram;
+
+use super::{
+    platform::{Common, Cpuid, Platform},
+    vcpu::SoftVcpu,
+};
+use crate::{Backend, Bus, CpuError, Msi, Partition, Vcpu};
+
+/// vCPUs in software.
+pub struct SoftPartition {
+    common: Common,
+    ram: Ram,
+    bus: Arc<dyn Bus>,
+    cpuid: Box<dyn Fn(u32) -> CpuId + Send + Sync>,
+}
+
+impl SoftPartition {
+    /// A machine with `ram` and `bus`. `cpuid` says what each vCPU, by its index, answers.
+    #[must_use]
+    pub fn new(
+        ram: &Ram,
+        bus: Arc<dyn Bus>,
+        cpuid: impl Fn(u32) -> CpuId + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            common: Common::new(),
+            ram: ram.clone(),
+            bus,
+            cpuid: Box::new(cpuid),
+        }
+    }
+
+    /// Lets the next store of any vCPU to any page be seen by the dirty log: to be called after the
+    /// log was turned on, and after it was taken and before the pages are read.
+    pub fn flush_writes(&self) {
+        self.common.peers.flush_writes();
+    }
+}
+
+impl Partition for SoftPartition {
+    fn backend(&self) -> Backend {
+        Backend::Soft
+    }
+
+    fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, CpuError> {
+        let cpuid = Cpuid::new((self.cpuid)(index).as_slice());
+        let platform = Platform::new(index, &self.common, Arc::clone(&self.bus), cpuid)?;
+        let vcpu = SoftVcpu::new(index, platform, self.ram.clone(), Arc::clone(&self.bus))?;
+        Ok(Box::new(vcpu))
+    }
+
+    fn signal_msi(&self, msi: Msi) -> Result<(), CpuError> {
+        self.common.router.signal(msi);
+        Ok(())
+    }
+}
