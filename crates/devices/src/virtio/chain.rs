@@ -6,15 +6,22 @@
 //! never a shorter chain. Memory may change while it is read: whoever needs a value twice reads it
 //! once.
 
-use std::marker::PhantomData;
+use std::{
+    io,
+    marker::PhantomData,
+    os::fd::{AsRawFd, BorrowedFd},
+};
 
 use memory::{GuestMemory, PageLog};
 use virtio_queue::DescriptorChain;
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemory as _, Permissions, VolatileSlice};
 
-/// The most buffers a chain may have: what one vectored read or write of the kernel takes
-/// (`IOV_MAX`), and a header and a status around them.
-pub const MAX_BUFFERS: usize = 1024 + 2;
+/// The most buffers a chain may have: one vectored call's worth, and a header and a
+/// status around them.
+pub const MAX_BUFFERS: usize = MAX_VECTORS + 2;
+
+/// The most buffers one vectored call of the kernel takes (`IOV_MAX`).
+pub const MAX_VECTORS: usize = 1024;
 
 /// How a chain breaks the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -324,6 +331,39 @@ impl Buffers {
             slices.extend(pieces.into_iter().flatten().flatten());
         }
         slices
+    }
+
+    /// Reads once from a file into what is left, as much as there is. Says how many bytes came.
+    ///
+    /// # Errors
+    /// Of the file.
+    pub fn read_from(&self, memory: &GuestMemory, file: BorrowedFd<'_>) -> io::Result<usize> {
+        let host = self.host(memory);
+        let vectors = HostBuffer::vectors(&host);
+        let count = vectors.len().min(MAX_VECTORS) as libc::c_int;
+        // SAFETY: the vectors are guest memory, borrowed for the call.
+        let got = unsafe { libc::readv(file.as_raw_fd(), vectors.as_ptr(), count) };
+        if got < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        self.mark_dirty(memory, got.unsigned_abs() as u64);
+        Ok(got.unsigned_abs())
+    }
+
+    /// Writes what is left to a file in one call. Says how many bytes it took.
+    ///
+    /// # Errors
+    /// Of the file.
+    pub fn write_to(&self, memory: &GuestMemory, file: BorrowedFd<'_>) -> io::Result<usize> {
+        let host = self.host(memory);
+        let vectors = HostBuffer::vectors(&host);
+        let count = vectors.len().min(MAX_VECTORS) as libc::c_int;
+        // SAFETY: the vectors are guest memory, borrowed for the call.
+        let got = unsafe { libc::writev(file.as_raw_fd(), vectors.as_ptr(), count) };
+        if got < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(got.unsigned_abs())
     }
 
     /// Says that the first `bytes` of what is left were written by other means than

@@ -33,9 +33,12 @@ pub mod pci;
 mod queue;
 #[cfg(test)]
 mod testing;
+pub mod vsock;
 mod worker;
 
-pub use chain::{Buffer, Buffers, Chain, ChainError, HostBuffer, MAX_BUFFERS, TooShort};
+pub use chain::{
+    Buffer, Buffers, Chain, ChainError, HostBuffer, MAX_BUFFERS, MAX_VECTORS, TooShort,
+};
 pub use device::{
     ActivateError, Activation, ConfigNotifier, DeviceEvent, DeviceKind, Host, Interrupt,
     VirtioDevice, read_config_bytes,

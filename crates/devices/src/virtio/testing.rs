@@ -179,7 +179,12 @@ impl Driver {
             self.negotiate(features),
             "features {features:#x} are accepted"
         );
+        // One size for all queues, which the smallest of them takes.
         self.queue_size = size;
+        for queue in 0..self.rings.len() as u64 {
+            self.write(0x16, 2, queue);
+            self.queue_size = self.queue_size.min(self.read(0x18, 2) as u16);
+        }
         self.write(0x10, 2, 0);
         for queue in 0..self.rings.len() {
             self.rings[queue] = Ring::default();
@@ -188,8 +193,6 @@ impl Driver {
                 .write_slice(&[0; RINGS as usize], GuestAddress(rings))
                 .unwrap();
             self.write(0x16, 2, queue as u64);
-            let most = self.read(0x18, 2) as u16;
-            self.queue_size = self.queue_size.min(most);
             self.write(0x18, 2, self.queue_size.into());
             self.write(0x1a, 2, queue as u64 + 1);
             self.write(0x20, 8, rings);
@@ -340,7 +343,12 @@ impl Driver {
             if let Some(answer) = self.try_answer(queue) {
                 return answer;
             }
-            assert!(start.elapsed() < PATIENCE, "no answer in queue {queue}");
+            assert!(
+                start.elapsed() < PATIENCE,
+                "no answer in queue {queue}, status {:#x}, {:?}",
+                self.status(),
+                self.events.lock().unwrap()
+            );
             std::thread::sleep(Duration::from_micros(100));
         }
     }

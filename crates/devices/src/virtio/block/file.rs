@@ -12,10 +12,8 @@ use std::{
 };
 
 use super::Disk;
-use crate::virtio::HostBuffer;
+use crate::virtio::{HostBuffer, MAX_VECTORS};
 
-/// The most buffers one call of the kernel takes (`IOV_MAX`).
-const VECTORS: usize = 1024;
 /// How much is zeroed at once where the file system cannot do it itself.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 /// Sector size of virtio.
@@ -91,7 +89,7 @@ impl FileDisk {
         let mut left: Vec<_> = buffers.to_vec();
         let (mut first, mut offset) = (0, offset);
         while first < left.len() {
-            let batch = &left[first..left.len().min(first + VECTORS)];
+            let batch = &left[first..left.len().min(first + MAX_VECTORS)];
             let at = libc::off_t::try_from(offset)
                 .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
             let done = match call(HostBuffer::vectors(batch), at) {
