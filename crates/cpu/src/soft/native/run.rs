@@ -8,11 +8,11 @@ use iced_x86::Instruction;
 
 use super::plan::{Operand, Plan};
 use crate::soft::{
-    Core, Fault, Flow, Handler, Op,
+    Core, Fault, Flags, Flow, Handler, Op,
     core::{Access, Place},
     memory::access::stack_fault,
     op::Width,
-    vector::Unit,
+    vector::{Unit, VectorState},
 };
 
 /// What a stub is called as: with the core, the operand in memory (null where it has none), and
@@ -29,6 +29,12 @@ const MODIFY: u8 = 3;
 const CR4_OSXMMEXCPT: u64 = 1 << 10;
 /// The flags of `mxcsr`.
 const RAISED: u32 = 0x3f;
+/// Those of them found before a result is computed: invalid operation, denormal, divide by zero.
+const BEFORE_RESULT: u32 = 0x7;
+/// A result too small for a normal number.
+const UNDERFLOW: u32 = 1 << 4;
+/// Masked underflow makes zero.
+const FLUSH_TO_ZERO: u32 = 1 << 15;
 /// All exceptions masked.
 const MASKED: u32 = 0x1f80;
 
@@ -161,41 +167,36 @@ fn execute<const UNIT: u8, const MXCSR: bool>(
 /// As [`execute`], for a guest that wants to hear of some exception.
 #[cold]
 fn execute_unmasked(core: &mut Core, op: &Op, memory: *mut u8) -> Result<(), Fault> {
-    let before = (core.vector.state.clone(), core.regs, core.flags);
-    let operand = Saved::new(op, memory);
-    core.vector.run_mxcsr = before.0.mxcsr & !RAISED | MASKED;
-    call(core, op, memory);
-    let raised = core.vector.run_mxcsr & RAISED;
-    let settled = settle(core, before.0.mxcsr, raised);
-    if settled.is_err() {
-        let mxcsr = core.vector.state.mxcsr;
-        (core.vector.state, core.regs, core.flags) = before;
-        core.vector.state.mxcsr = mxcsr;
-        operand.restore(memory);
+    let before = Snapshot::new(core, op, memory);
+    let mxcsr = core.vector.state.mxcsr;
+    let mut attempt = |core: &mut Core, controls: u32| {
+        core.vector.run_mxcsr = controls & !RAISED | MASKED;
+        call(core, op, memory);
+        core.vector.run_mxcsr & RAISED
+    };
+    let mut raised = 0;
+    if mxcsr & UNDERFLOW << 7 == 0 {
+        // Masked, a tiny result that is exact raises nothing, unless it is to be flushed to zero.
+        raised = attempt(core, mxcsr | FLUSH_TO_ZERO) & UNDERFLOW;
+        before.restore(core, memory);
     }
-    settled
+    raised |= attempt(core, mxcsr);
+    settle(core, mxcsr, raised).inspect_err(|_| before.restore(core, memory))
 }
 
 /// x87 and MMX: their registers, those of SSE and `mxcsr` go in and out together.
 fn execute_x87(core: &mut Core, op: &Op, memory: *mut u8) -> Result<(), Fault> {
-    let state = &mut core.vector.state;
-    let mxcsr = state.mxcsr;
-    let before = (mxcsr & MASKED != MASKED)
-        .then(|| (state.clone(), core.regs, core.flags, Saved::new(op, memory)));
-    state.mxcsr = mxcsr & !RAISED | MASKED;
+    let mxcsr = core.vector.state.mxcsr;
+    let before = (mxcsr & MASKED != MASKED).then(|| Snapshot::new(core, op, memory));
+    core.vector.state.mxcsr = mxcsr & !RAISED | MASKED;
     call(core, op, memory);
     let raised = core.vector.state.mxcsr & RAISED;
     core.vector.state.forget_last_x87();
-    let settled = settle(core, mxcsr, raised);
-    if settled.is_err()
-        && let Some((state, regs, flags, operand)) = before
-    {
-        let mxcsr = core.vector.state.mxcsr;
-        (core.vector.state, core.regs, core.flags) = (state, regs, flags);
-        core.vector.state.mxcsr = mxcsr;
-        operand.restore(memory);
-    }
-    settled
+    settle(core, mxcsr, raised).inspect_err(|_| {
+        if let Some(before) = before {
+            before.restore(core, memory);
+        }
+    })
 }
 
 /// Adds the flags an instruction raised to the guest's `mxcsr`.
@@ -203,8 +204,15 @@ fn execute_x87(core: &mut Core, op: &Op, memory: *mut u8) -> Result<(), Fault> {
 /// # Errors
 /// `#XM` or `#UD` when one of them is not masked.
 fn settle(core: &mut Core, mxcsr: u32, raised: u32) -> Result<(), Fault> {
+    let unmasked = raised & !(mxcsr >> 7);
+    // Those found before a result is computed leave none to be computed (Intel SDM 1, 4.9.2).
+    let raised = if unmasked & BEFORE_RESULT != 0 {
+        raised & BEFORE_RESULT
+    } else {
+        raised
+    };
     core.vector.state.mxcsr = mxcsr | raised;
-    if raised & !(mxcsr >> 7) == 0 {
+    if unmasked == 0 {
         return Ok(());
     }
     Err(if core.vector.cr4() & CR4_OSXMMEXCPT != 0 {
@@ -214,29 +222,44 @@ fn settle(core: &mut Core, mxcsr: u32, raised: u32) -> Result<(), Fault> {
     })
 }
 
-/// A memory operand as it was.
-struct Saved {
-    bytes: [u8; 32],
-    len: usize,
+/// Everything a stub may change, as it was.
+struct Snapshot {
+    state: VectorState,
+    regs: [u64; 18],
+    flags: Flags,
+    operand: [u8; 32],
+    operand_bytes: usize,
 }
 
-impl Saved {
-    fn new(op: &Op, memory: *mut u8) -> Self {
-        let mut bytes = [0; 32];
-        let len = if memory.is_null() {
+impl Snapshot {
+    fn new(core: &Core, op: &Op, memory: *mut u8) -> Self {
+        let mut operand = [0; 32];
+        let operand_bytes = if memory.is_null() {
             0
         } else {
             usize::from(op.a)
         };
-        // SAFETY: an operand of `len` bytes, at most 32, lies there.
-        unsafe { std::ptr::copy_nonoverlapping(memory, bytes.as_mut_ptr(), len) };
-        Self { bytes, len }
+        // SAFETY: an operand of as many bytes, at most 32, lies there.
+        unsafe { std::ptr::copy_nonoverlapping(memory, operand.as_mut_ptr(), operand_bytes) };
+        Self {
+            state: core.vector.state.clone(),
+            regs: core.regs,
+            flags: core.flags,
+            operand,
+            operand_bytes,
+        }
     }
 
-    fn restore(&self, memory: *mut u8) {
-        // SAFETY: as in `new`; only bytes that changed are written, so a read-only operand is not.
-        unsafe {
-            for (index, &byte) in self.bytes[..self.len].iter().enumerate() {
+    /// Puts all back but the flags of `mxcsr`.
+    fn restore(&self, core: &mut Core, memory: *mut u8) {
+        let mxcsr = core.vector.state.mxcsr;
+        core.vector.state = self.state.clone();
+        core.vector.state.mxcsr = mxcsr;
+        (core.regs, core.flags) = (self.regs, self.flags);
+        for (index, &byte) in self.operand[..self.operand_bytes].iter().enumerate() {
+            // SAFETY: as in `new`; what did not change is not written, so an operand that is only
+            // read stays so.
+            unsafe {
                 let at = memory.add(index);
                 if at.read() != byte {
                     at.write(byte);

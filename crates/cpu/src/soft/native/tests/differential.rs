@@ -246,7 +246,7 @@ fn every_instruction_does_what_the_host_does() {
     let rounds: u64 = std::env::var("BERTH_DIFFERENTIAL_ROUNDS")
         .ok()
         .and_then(|it| it.parse().ok())
-        .unwrap_or(40);
+        .unwrap_or(12);
     let mut host = Host::new();
     let mut core = core();
     let (mut known, mut unknown) = (0, Vec::new());

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod differential;
+mod exceptions;
 mod host;
 mod random;
+mod save;
 
 use std::{io::Write, sync::Arc};
 
