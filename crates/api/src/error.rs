@@ -27,6 +27,10 @@ pub enum ErrorCode {
     Timeout,
     /// It was cancelled.
     Cancelled,
+    /// The program to run does not exist in the instance.
+    ProgramNotFound,
+    /// The program to run exists and cannot be executed.
+    ProgramNotExecutable,
     /// It failed outside the daemon: a registry, a disk, the kernel.
     Failed,
     /// A fault of the daemon itself.
@@ -44,6 +48,7 @@ impl ErrorCode {
             Self::NotFound => 404,
             Self::Conflict | Self::Cancelled => 409,
             Self::TooLarge => 413,
+            Self::ProgramNotFound | Self::ProgramNotExecutable => 422,
             Self::Unsupported => 501,
             Self::Timeout => 504,
             Self::Failed => 502,

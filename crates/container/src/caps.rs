@@ -124,6 +124,7 @@ pub(crate) fn check_inheritable(sets: &Sets) -> Step<()> {
                name them in both"
                 .into(),
         source: Errno::PERM.into(),
+        program: false,
     })
 }
 
@@ -252,6 +253,7 @@ fn drop_bounding(keep: u64) -> Step<()> {
                 return Err(Failure {
                     what: "cannot drop capabilities from the bounding set".into(),
                     source: errno.into(),
+                    program: false,
                 });
             }
         }

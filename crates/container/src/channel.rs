@@ -14,7 +14,7 @@
 //!    │ ── Go ──────────────────────────► │   state is recorded; on end of file the child leaves;
 //!    │                                   │   said ahead, and found waiting, when nobody calls `start`
 //!    │ ◄── Listener (fd) ──────────────  │   only with a seccomp listener
-//!    │ ◄── Failed (errno, text) / EOF ─  │
+//!    │ ◄── Failed (errno, text) / EOF ─  │   Unrunnable if it is the user's program that cannot be run
 //! ```
 
 use std::io;
@@ -48,10 +48,11 @@ pub(crate) enum Word {
     Go,
     Listener,
     Failed,
+    Unrunnable,
 }
 
 impl Word {
-    const ALL: [Word; 8] = [
+    const ALL: [Word; 9] = [
         Word::Mapped,
         Word::Mounted,
         Word::Hooked,
@@ -60,6 +61,7 @@ impl Word {
         Word::Go,
         Word::Listener,
         Word::Failed,
+        Word::Unrunnable,
     ];
 }
 
@@ -125,7 +127,7 @@ impl Channel {
             text.push_str(": ");
             text.push_str(&crate::error::chain(&failure.source));
         }
-        let _ = self.send(&message(Word::Failed, errno, &text));
+        let _ = self.send(&message(kind(failure.program), errno, &text));
     }
 
     /// Waits for the next message.
@@ -184,8 +186,16 @@ impl AsFd for Channel {
 }
 
 /// The report of a failed step, for a process that can only fill in the errno (bytes 1 to 4).
-pub(crate) fn failure(what: &str) -> Vec<u8> {
-    message(Word::Failed, 0, what)
+pub(crate) fn failure(what: &str, program: bool) -> Vec<u8> {
+    message(kind(program), 0, what)
+}
+
+fn kind(program: bool) -> Word {
+    if program {
+        Word::Unrunnable
+    } else {
+        Word::Failed
+    }
 }
 
 fn message(word: Word, errno: i32, text: &str) -> Vec<u8> {
@@ -201,12 +211,12 @@ fn parse(bytes: &[u8], fds: Vec<OwnedFd>) -> Heard {
     };
     let text = || String::from_utf8_lossy(bytes.get(5..).unwrap_or_default()).into_owned();
     match Word::ALL.into_iter().find(|word| *word as u8 == first) {
-        Some(Word::Failed) => {
+        Some(word @ (Word::Failed | Word::Unrunnable)) => {
             let errno = bytes
                 .get(1..5)
                 .and_then(|b| b.try_into().ok())
                 .map_or(0, i32::from_le_bytes);
-            Heard::Failed(if errno == 0 {
+            let failure = if errno == 0 {
                 let text = text();
                 let (what, why) = text.split_once(": ").unwrap_or((&text, "no reason given"));
                 Failure::new(what.to_owned(), why)
@@ -214,7 +224,12 @@ fn parse(bytes: &[u8], fds: Vec<OwnedFd>) -> Heard {
                 Failure {
                     what: text().into(),
                     source: io::Error::from_raw_os_error(errno),
+                    program: false,
                 }
+            };
+            Heard::Failed(Failure {
+                program: word == Word::Unrunnable,
+                ..failure
             })
         }
         Some(word) => Heard::Word(word, fds),
@@ -242,6 +257,7 @@ mod tests {
         a.fail(&Failure {
             what: "x".into(),
             source: io::Error::from_raw_os_error(libc::EPERM),
+            program: false,
         });
         a.fail(&Failure::new("cannot mount", "it is: odd"));
         a.say(Word::Ready).unwrap();

@@ -519,6 +519,7 @@ fn explain_clone(errno: rustix::io::Errno) -> Failure {
     Failure {
         what: what.into(),
         source: errno.into(),
+        program: false,
     }
 }
 

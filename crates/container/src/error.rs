@@ -15,7 +15,14 @@ pub struct Failure {
     /// What the kernel said.
     #[source]
     pub source: io::Error,
+    /// Whether it was the user's program that could not be executed.
+    pub program: bool,
 }
+
+/// The status that a shell gives for a program that does not exist.
+pub const PROGRAM_NOT_FOUND: u8 = 127;
+/// The status that a shell gives for a program that exists and cannot be executed.
+pub const PROGRAM_NOT_EXECUTABLE: u8 = 126;
 
 impl Failure {
     /// A step that failed for a reason of our own.
@@ -23,7 +30,25 @@ impl Failure {
         Failure {
             what: what.into(),
             source: io::Error::other(why.into()),
+            program: false,
         }
+    }
+
+    /// The same, of the user's program.
+    pub(crate) fn of_program(self) -> Failure {
+        Failure {
+            program: true,
+            ..self
+        }
+    }
+
+    /// The status that a shell would give, if it is the program that could not be executed.
+    pub fn program_status(&self) -> Option<u8> {
+        use rustix::io::Errno;
+        self.program.then(|| match self.errno() {
+            Some(Errno::NOENT | Errno::NOTDIR) => PROGRAM_NOT_FOUND,
+            _ => PROGRAM_NOT_EXECUTABLE,
+        })
     }
 
     /// The errno behind it, if the kernel gave one.
@@ -48,6 +73,7 @@ impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
         self.map_err(|error| Failure {
             what: Cow::Borrowed(what),
             source: error.into(),
+            program: false,
         })
     }
 
@@ -55,6 +81,7 @@ impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
         self.map_err(|error| Failure {
             what: Cow::Owned(what()),
             source: error.into(),
+            program: false,
         })
     }
 }
@@ -72,4 +99,16 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     text
+}
+
+/// [`Failure::program_status`] of an error that has a failed step among its causes.
+pub fn program_status(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(failure) = error.downcast_ref::<Failure>() {
+            return failure.program_status();
+        }
+        next = error.source();
+    }
+    None
 }

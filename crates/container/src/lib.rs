@@ -54,7 +54,7 @@ pub mod fuzzing;
 
 pub use container::{Container, Delete, OperationError};
 pub use create::{CreateError, CreateRequest, Created, Launch, Stdio, request_for_bundle};
-pub use error::{Failure, chain};
+pub use error::{Failure, PROGRAM_NOT_EXECUTABLE, PROGRAM_NOT_FOUND, chain, program_status};
 pub use exec::{ExecError, ExecRequest, Executed};
 pub use mounts::{MAX_LAYERS, Overlay, Rootfs};
 pub use runtime::Runtime;

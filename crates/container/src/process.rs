@@ -139,6 +139,10 @@ impl<'a> Program<'a> {
     /// reached through it.
     pub(crate) fn find(&self) -> Step<CString> {
         self.enter_directory()?;
+        self.find_program().map_err(Failure::of_program)
+    }
+
+    fn find_program(&self) -> Step<CString> {
         let name = &self.process.args[0];
         if name.contains('/') {
             check_executable(Path::new(name)).with(|| format!("cannot run `{name}`"))?;
@@ -159,6 +163,7 @@ impl<'a> Program<'a> {
             None => Err(Failure {
                 what: format!("executable file `{name}` not found in $PATH").into(),
                 source: Errno::NOENT.into(),
+                program: true,
             }),
         }
     }

@@ -187,6 +187,7 @@ impl Dir {
             source: Failure {
                 what: what.into(),
                 source: error,
+                program: false,
             },
         }
     }

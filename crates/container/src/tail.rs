@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 
 use crate::channel::{self, Channel};
-use crate::error::{Context, Step};
+use crate::error::{Context, Failure, Step};
 
 /// One call, as the loop reads it.
 #[repr(C)]
@@ -85,7 +85,12 @@ impl Tail {
             // wants; memory they point to is kept by `self` or outlives it.
             let result = unsafe { libc::syscall(call.number as libc::c_long, a, b, c, d, e, f) };
             if result < 0 {
-                return Err(std::io::Error::last_os_error()).with(|| what);
+                let failed = Err(std::io::Error::last_os_error()).with(|| what);
+                return if is_execve(&call) {
+                    failed.map_err(Failure::of_program)
+                } else {
+                    failed
+                };
             }
         }
         Ok(())
@@ -100,7 +105,7 @@ impl Tail {
         all.names.append(&mut self.names);
         all.memory.append(&mut self.memory);
         for (call, name) in all.calls.iter_mut().zip(&all.names) {
-            let mut message = channel::failure(name);
+            let mut message = channel::failure(name, is_execve(call));
             call.message = message.as_mut_ptr();
             call.message_len = message.len() as u64;
             all.messages.push(message);
@@ -108,6 +113,10 @@ impl Tail {
         let first = all.calls.as_ptr();
         detached.enter(first, channel.as_fd().as_raw_fd())
     }
+}
+
+fn is_execve(call: &Call) -> bool {
+    call.number == libc::SYS_execve as u64
 }
 
 /// What a process needs to let go of its file, made before the fork: a page with the loop, and the file it

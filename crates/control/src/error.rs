@@ -63,8 +63,18 @@ pub(crate) fn from_engine(name: &str, error: engine::EngineError) -> Problem {
         )
         .hint(format!("start it: berth start {name}")),
         EngineError::Refused { message } => Problem::new(ErrorCode::Failed, message),
+        EngineError::Program { message, code } => Problem::new(program(code.into()), message),
         error @ EngineError::Stale { .. } => Problem::new(ErrorCode::Conflict, error.to_string()),
         error @ EngineError::Failed { .. } => internal(error),
+    }
+}
+
+/// The kind of failure behind the exit code of a program that could not be executed.
+pub(crate) fn program(code: i32) -> ErrorCode {
+    match code {
+        127 => ErrorCode::ProgramNotFound,
+        126 => ErrorCode::ProgramNotExecutable,
+        _ => ErrorCode::Failed,
     }
 }
 

@@ -84,6 +84,7 @@ struct Inner {
     identity: Identity,
     records: Cached<InstanceRecord>,
     statuses: Cached<InstanceStatus>,
+    leaving: instances::Leaving,
 }
 
 impl Control {
@@ -119,6 +120,7 @@ impl Control {
                 identity,
                 records: Cached::new(&tables::INSTANCES),
                 statuses: Cached::new(&tables::STATUSES),
+                leaving: instances::Leaving::default(),
             }),
         };
         control.follow();

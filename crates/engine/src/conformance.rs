@@ -1,7 +1,7 @@
 //! What every engine must do, as one suite. It panics at the first thing that does not hold.
 //!
 //! The caller supplies guests whose program is `true`, `false`, `sleep 1000` or, for an exec,
-//! `cat` and `false`; how they come to exist (an image, a root) is the caller's.
+//! `cat` and `false`, and that have no [`NO_PROGRAM`]; how they come to exist (an image, a root) is the caller's.
 
 use std::{
     os::fd::AsRawFd,
@@ -20,6 +20,9 @@ use crate::{
     Engine, EngineError, Guest, GuestNetwork, GuestProcess, GuestState, Input, Output, Root,
     Session, SessionEnd, Target,
 };
+
+/// A program that no guest has.
+pub const NO_PROGRAM: &str = "/no/such/program";
 
 /// Makes guests for the suite.
 pub trait Guests: Send {
@@ -94,6 +97,7 @@ pub async fn run(engine: &dyn Engine, guests: &mut dyn Guests) {
     older_generations_are_refused(engine, guests).await;
     signals_end_and_removal_takes_away(engine, guests).await;
     programs_run_inside(engine, guests).await;
+    a_program_that_is_not_there_is_said_to_be_missing(engine, guests).await;
     the_root_is_the_same_running_or_not(engine, guests).await;
     if engine.capabilities().pause {
         pausing_freezes(engine, guests).await;
@@ -266,6 +270,27 @@ async fn programs_run_inside(engine: &dyn Engine, guests: &mut dyn Guests) {
     assert_eq!(answer, Some(Output::Stdout(Bytes::from_static(b"ahoy"))));
     echo.input.send(Input::Eof).await.expect("end of input");
     assert_eq!(end(echo).await, SessionEnd::Exited { code: 0 });
+    engine.remove(guest.id).await.expect("remove");
+}
+
+async fn a_program_that_is_not_there_is_said_to_be_missing(
+    engine: &dyn Engine,
+    guests: &mut dyn Guests,
+) {
+    let missing = |error: &EngineError| matches!(error, EngineError::Program { code: 127, message } if message.contains(NO_PROGRAM));
+    let guest = guests.make(&[NO_PROGRAM]);
+    let refused = engine.ensure(&guest, Target::Running).await;
+    assert!(refused.as_ref().is_err_and(missing), "{refused:?}");
+    assert_eq!(
+        engine.observe(guest.id).await.expect("observe").state,
+        GuestState::Absent,
+        "what was begun is taken away"
+    );
+    let guest = guests.make(&["sleep", "1000"]);
+    engine.ensure(&guest, Target::Running).await.expect("run");
+    let refused = engine.exec(guest.id, &process(&[NO_PROGRAM])).await;
+    let error = refused.expect_err("there is no such program");
+    assert!(missing(&error), "{error:?}");
     engine.remove(guest.id).await.expect("remove");
 }
 

@@ -28,6 +28,14 @@ pub enum EngineError {
         /// What happened, why, what to do.
         message: String,
     },
+    /// The program cannot be executed. The message is for the user.
+    #[error("{message}")]
+    Program {
+        /// What happened, and why.
+        message: String,
+        /// The exit code that shells give: 127 if it does not exist, 126 if it is not executable.
+        code: u8,
+    },
     /// The host failed.
     #[error("instance {id}: {action}")]
     Failed {

@@ -21,7 +21,7 @@ use tokio::sync::{broadcast, mpsc};
 use crate::{
     Capabilities, Changed, Engine, EngineError, Guest, GuestProcess, GuestProcessInfo, GuestState,
     GuestStats, Input, LogLine, LogRequest, Observed, Output, RootView, Session, SessionEnd,
-    Target,
+    Target, conformance,
 };
 
 #[derive(Debug)]
@@ -135,6 +135,7 @@ impl Engine for FakeEngine {
         if let Some(message) = lock(&self.refuse).clone() {
             return Err(EngineError::Refused { message });
         }
+        find(&guest.process)?;
         let state = {
             let mut guests = lock(&self.guests);
             let entry = guests.entry(guest.id).or_insert_with(|| Entry {
@@ -239,6 +240,7 @@ impl Engine for FakeEngine {
         if self.observe(id).await?.state != GuestState::Running {
             return Err(EngineError::NotRunning { id });
         }
+        find(process)?;
         let (input, mut to_program) = mpsc::channel(8);
         let (from_program, output) = mpsc::channel(8);
         let program = process.args.first().cloned().unwrap_or_default();
@@ -300,6 +302,17 @@ impl Engine for FakeEngine {
     }
 }
 
+/// Every program exists but one.
+fn find(process: &GuestProcess) -> Result<(), EngineError> {
+    match process.args.first() {
+        Some(program) if program == conformance::NO_PROGRAM => Err(EngineError::Program {
+            message: format!("cannot run `{program}`: there is no such file"),
+            code: 127,
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Answers what it is sent until there is no more; the exit code.
 async fn echo(input: &mut mpsc::Receiver<Input>, output: &mpsc::Sender<Output>) -> i32 {
     loop {
@@ -325,7 +338,6 @@ pub fn stdout(text: &str) -> Output {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conformance;
 
     #[tokio::test]
     async fn the_fake_conforms() {

@@ -9,7 +9,7 @@ use model::{
     instance::{
         lifecycle::{self, Event},
         spec::signal_number,
-        status::Health,
+        status::{Exit, Health},
     },
     record::{InstanceRecord, RecordState},
 };
@@ -217,6 +217,7 @@ impl Node {
         status.phase = happened(status.phase, Event::StartFailed);
         status.pid = None;
         status.message = Some(error.chain());
+        status.exit = unrunnable(error);
         let gone = Observed::absent(record.id);
         // The planner settles what it is told was live.
         let lost = InstanceStatus {
@@ -427,6 +428,19 @@ impl Node {
             Err(store::CommitError::Conflict { .. }) => Ok(()),
             written => written.map(drop).map_err(NodeError::Commit),
         }
+    }
+}
+
+/// A program that could not be executed has ended as shells have it.
+fn unrunnable(error: &NodeError) -> Option<Exit> {
+    match error {
+        NodeError::Engine(EngineError::Program { code, .. }) => Some(Exit {
+            code: (*code).into(),
+            signal: None,
+            oom_killed: false,
+            at: clock::now(),
+        }),
+        _ => None,
     }
 }
 

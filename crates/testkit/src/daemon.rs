@@ -343,12 +343,16 @@ impl Daemon {
             self.restart()?;
         }
         self.remove_instances()?;
+        let deadline = Instant::now() + PATIENCE;
         for name in self.berth(&["network", "list", "-o", "name"])?.lines() {
-            self.berth(&["network", "rm", name])?;
+            // What goes away with its program is not listed any more, and takes a moment to let go.
+            while let Err(error) = self.berth(&["network", "rm", name]) {
+                ensure!(Instant::now() < deadline, error);
+                std::thread::sleep(Duration::from_millis(50));
+            }
         }
         self.stop();
         // The kernel takes namespaces down, and with them links, in its own time.
-        let deadline = Instant::now() + PATIENCE;
         loop {
             let left = self.leftovers();
             if left.is_empty() || Instant::now() > deadline {

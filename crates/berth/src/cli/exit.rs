@@ -24,10 +24,14 @@ pub enum Exit {
     Unreachable = 6,
     /// It did not happen in time.
     Timeout = 7,
+    /// The program exists in the instance and cannot be executed.
+    ProgramNotExecutable = 126,
+    /// The program does not exist in the instance.
+    ProgramNotFound = 127,
 }
 
 /// The table that `berth help exit-codes` and docs/cli.md show.
-pub const TABLE: [(Exit, &str); 8] = [
+pub const TABLE: [(Exit, &str); 10] = [
     (Exit::Ok, "all done"),
     (Exit::Error, "it failed; the message says why"),
     (Exit::Usage, "the command line or a value in it is wrong"),
@@ -47,6 +51,14 @@ pub const TABLE: [(Exit, &str); 8] = [
     (
         Exit::Timeout,
         "it did not happen in time; it may still happen",
+    ),
+    (
+        Exit::ProgramNotExecutable,
+        "run, exec and shell: the program is there and cannot be executed",
+    ),
+    (
+        Exit::ProgramNotFound,
+        "run, exec and shell: there is no such program in the instance",
     ),
 ];
 
@@ -160,6 +172,8 @@ pub const fn of(code: ErrorCode) -> Exit {
         ErrorCode::NotFound => Exit::NotFound,
         ErrorCode::Conflict => Exit::Conflict,
         ErrorCode::Timeout => Exit::Timeout,
+        ErrorCode::ProgramNotFound => Exit::ProgramNotFound,
+        ErrorCode::ProgramNotExecutable => Exit::ProgramNotExecutable,
         ErrorCode::Cancelled
         | ErrorCode::TooLarge
         | ErrorCode::Unsupported

@@ -26,7 +26,8 @@ fn a_foreground_run_passes_on_output_and_exit_code() {
         .unwrap();
     assert_eq!((said.code, said.out.as_str()), (42, "out\n"), "{said:?}");
     assert!(said.err.contains("err\n"), "{said:?}");
-    until_so("--rm removes it", || daemon.list().unwrap().is_empty());
+    let listed = daemon.list().unwrap();
+    assert!(listed.is_empty(), "it is gone with its program: {listed:?}");
 
     let input = daemon.command(&["run", "--rm", "-i", "busybox", "cat"]);
     let said = fed(input, "through and back\n");
@@ -58,7 +59,7 @@ fn a_foreground_run_passes_on_output_and_exit_code() {
     let absent = daemon
         .run(&["run", "--rm", "busybox", "no-such-program"])
         .unwrap();
-    assert_eq!(absent.code, 1, "{absent:?}");
+    assert_eq!(absent.code, 127, "{absent:?}");
     assert!(absent.err.contains("no-such-program"), "{absent:?}");
 }
 

@@ -244,3 +244,51 @@ fn a_full_disk_is_said_and_survived() {
     });
     assert_eq!(again, "again\n");
 }
+
+#[test]
+fn programs_that_cannot_be_executed_end_as_in_a_shell() {
+    let Some(daemon) = daemon("programs_that_cannot_be_executed") else {
+        return;
+    };
+    daemon
+        .berth(&["run", "-d", "--name", "box", "busybox", "sleep", "1000"])
+        .unwrap();
+    let code = |words: &[&str]| {
+        let output = daemon.command(words).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), said)
+    };
+    // The program, the code, and a word of why. The daemon makes /etc/hosts: a file without a program.
+    for (program, expected, why) in [
+        ("no-such-program", 127, "no-such-program"),
+        ("/no/such/program", 127, "No such file"),
+        ("/etc/hosts", 126, "Permission denied"),
+        ("/etc", 126, "Permission denied"),
+    ] {
+        for words in [
+            &["exec", "box", program][..],
+            &["run", "--rm", "busybox", program],
+            &["run", "busybox", program],
+            &["run", "-d", "busybox", program],
+        ] {
+            let (code, said) = code(words);
+            assert_eq!(code, Some(expected), "{words:?}: {said}");
+            assert!(
+                said.contains(program) && said.contains(why),
+                "{words:?}: {said}"
+            );
+        }
+    }
+    // Those run with -d stay to be looked at; no other does.
+    until_so("foreground runs leave nothing", || {
+        daemon.list().unwrap().len() == 1 + 4
+    });
+    for (name, status) in daemon.list().unwrap() {
+        if name != "box" {
+            assert_eq!(status, "stopped", "{name}");
+            let again = code(&["start", &name]);
+            assert!(matches!(again.0, Some(126 | 127)), "{again:?}");
+        }
+    }
+    daemon.remove_instances().unwrap();
+}

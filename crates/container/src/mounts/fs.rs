@@ -65,6 +65,7 @@ pub(crate) fn explain(kind: &str, fs: Option<&OwnedFd>, errno: Errno) -> Failure
     Failure {
         what: what.into(),
         source: errno.into(),
+        program: false,
     }
 }
 

@@ -327,6 +327,7 @@ fn locate(failure: Failure, destination: &Path) -> Failure {
     Failure {
         what: what.into(),
         source: failure.source,
+        program: false,
     }
 }
 

@@ -206,7 +206,7 @@ pub(crate) fn pivot(root: BorrowedFd<'_>, no_pivot: bool) -> Step<()> {
             }
             _ => "cannot pivot to the new root",
         };
-        Failure { what: what.into(), source: errno.into() }
+        Failure { what: what.into(), source: errno.into(), program: false }
     })?;
     // The old root now lies on top of the new one; both are ".", the old one is on top.
     rustix::process::fchdir(&old).ctx("cannot enter the old root")?;

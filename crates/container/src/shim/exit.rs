@@ -1,4 +1,5 @@
-//! The exit record: how a container ended and what it used, kept durably before anybody is told.
+//! The exit record: how a container ended and what it used, kept durably before anybody is told who did
+//! not ask to know at once.
 //!
 //! Written once by the shim; read by the daemon, which bills from it. A crash of either loses
 //! nothing: the record is there, or the container counts as killed with its shim.

@@ -62,8 +62,13 @@ pub enum LaunchError {
     #[error(transparent)]
     Server(#[from] ServerError),
     /// The shim said why it could not, in the child.
-    #[error("{0}")]
-    Reported(String),
+    #[error("{text}")]
+    Reported {
+        /// What happened.
+        text: String,
+        /// As [`crate::program_status`].
+        program_status: Option<u8>,
+    },
     /// The shim died without a word.
     #[error("the shim died before the container was created; {} may say why", dir.join("shim.err").display())]
     Died {
@@ -149,7 +154,10 @@ fn close_inherited() {
 #[derive(Serialize, Deserialize)]
 enum Report {
     Created(Launched),
-    Failed(String),
+    Failed {
+        text: String,
+        program_status: Option<u8>,
+    },
 }
 
 fn hear(dir: &Path, read: OwnedFd) -> Result<Launched, LaunchError> {
@@ -164,7 +172,13 @@ fn hear(dir: &Path, read: OwnedFd) -> Result<Launched, LaunchError> {
     }
     match serde_json::from_slice(&line) {
         Ok(Report::Created(launched)) => Ok(launched),
-        Ok(Report::Failed(text)) => Err(LaunchError::Reported(text)),
+        Ok(Report::Failed {
+            text,
+            program_status,
+        }) => Err(LaunchError::Reported {
+            text,
+            program_status,
+        }),
         Err(_) => Err(died),
     }
 }
@@ -189,7 +203,13 @@ fn serve(dir: &Path, task: Task, report: OwnedFd) {
             trim();
             server.run();
         }
-        Err(error) => say(&mut report, Report::Failed(crate::chain(&error))),
+        Err(error) => {
+            let failed = Report::Failed {
+                text: crate::chain(&error),
+                program_status: crate::program_status(&error),
+            };
+            say(&mut report, failed);
+        }
     }
 }
 

@@ -69,8 +69,8 @@ const USAGE: &str = "usage: berth-oci shim --dir DIR\n\n\
     prints {\"pid\":…,\"shim_pid\":…} once it is created. Meant for the daemon.\n";
 
 /// Runs `berth-oci shim` with the arguments behind that word; returns the exit status. The launching
-/// process returns when the container is created or could not be; the forked shim returns when all
-/// is over. The process must have a single thread.
+/// process returns when the container is created or could not be (126 or 127 if only for want of a program
+/// that can be executed, as shells have it); the forked shim returns when all is over. The process must have a single thread.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let mut args = args.into_iter();
     let mut dir = None;
@@ -100,7 +100,13 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
         Ok(launch::Role::Shim) => 0,
         Err(error) => {
             let _ = writeln!(std::io::stderr().lock(), "{}", crate::chain(&error));
-            1
+            match error {
+                LaunchError::Reported {
+                    program_status: Some(status),
+                    ..
+                } => status,
+                _ => 1,
+            }
         }
     }
 }

@@ -137,6 +137,9 @@ pub struct Attach {
     /// Hold the container's output (and its log) back while this client is slow, instead of
     /// dropping the client. For a foreground `run`, whose output must be complete.
     pub lossless: bool,
+    /// Tell the end at once, before it is recorded and cleaned up after. For a client that waits for what
+    /// it needs of that by other means.
+    pub end_at_once: bool,
 }
 
 /// Details of [`Request::Exec`].
@@ -213,6 +216,10 @@ pub enum ErrorCode {
     Limit,
     /// The kernel or the runtime refused.
     Failed,
+    /// The program to run does not exist.
+    ProgramNotFound,
+    /// The program to run exists and cannot be executed.
+    ProgramNotExecutable,
     /// Something a newer shim says.
     #[serde(other)]
     Other,

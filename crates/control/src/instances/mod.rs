@@ -4,6 +4,7 @@ mod change;
 mod create;
 mod delete;
 mod files;
+mod leaving;
 mod power;
 mod streams;
 mod usage;
@@ -17,6 +18,8 @@ use node::tables;
 use store::Entry;
 
 use crate::{Control, error::internal, wire};
+
+pub(crate) use leaving::Leaving;
 
 /// Shortest beginning of an id that stands for it.
 const SHORTEST_PREFIX: usize = 4;
@@ -146,7 +149,7 @@ impl Control {
             .all()
             .await?
             .iter()
-            .filter(|(record, _)| wanted(record))
+            .filter(|(record, _)| wanted(record) && !self.inner.leaving.hides(record.id))
             .map(|(record, status)| wire::instance(record, status.as_deref()))
             .filter(|shown| {
                 filter

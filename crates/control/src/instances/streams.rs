@@ -10,18 +10,32 @@ use api::{
 use bytes::{BufMut, Bytes, BytesMut};
 use engine::{Input, LogLine, LogRequest, LogStream, Output, Session, SessionEnd};
 use futures::{StreamExt, stream};
-use model::{InstanceId, instance::spec::signal_number};
+use model::{
+    InstanceId,
+    instance::{RestartPolicy, spec::signal_number},
+};
 use tokio::sync::mpsc;
 
 use crate::{
     Control,
-    error::{from_engine, wrong_field},
+    error::{from_engine, program, wrong_field},
 };
 
 /// Messages in flight each way.
 const IN_FLIGHT: usize = 32;
 /// Most time the end of a program is held back until it is recorded.
 const RECORDED: Duration = Duration::from_secs(5);
+
+/// What the end of a session means for the instance.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    /// It stops: told only once that is recorded, so that who hears of it finds it stopped.
+    Stops,
+    /// It goes away with its program: told at once, and no longer listed.
+    Leaves,
+    /// Nothing: it was another program's.
+    OfExec,
+}
 
 impl Control {
     pub(crate) async fn attach(&self, name: &str, request: Attach) -> Result<Socket, Problem> {
@@ -38,7 +52,9 @@ impl Control {
         if request.start {
             self.start(name, None).await?;
         }
-        Ok(self.socket(record.id, session, !record.spec.remove_on_exit))
+        let goes = record.spec.remove_on_exit && record.spec.restart == RestartPolicy::No;
+        let end = if goes { End::Leaves } else { End::Stops };
+        Ok(self.socket(record.id, session, end))
     }
 
     pub(crate) async fn exec(&self, name: &str, process: Process) -> Result<Socket, Problem> {
@@ -63,20 +79,19 @@ impl Control {
         Ok(self.socket(
             record.id,
             session.map_err(|error| from_engine(name, error))?,
-            false,
+            End::OfExec,
         ))
     }
 
-    /// Joins an engine's session to the API's channels. Whether the end is told only once it is
-    /// recorded, so that who hears of it finds the instance stopped.
-    fn socket(&self, id: InstanceId, session: Session, recorded: bool) -> Socket {
+    /// Joins an engine's session to the API's channels.
+    fn socket(&self, id: InstanceId, session: Session, end: End) -> Socket {
         let (input, from_client) = mpsc::channel(IN_FLIGHT);
         let (to_client, output) = mpsc::channel(IN_FLIGHT);
         tokio::spawn(carry_input(from_client, session.input));
         let control = self.clone();
         tokio::spawn(async move {
             control
-                .carry_output(id, session.output, to_client, recorded)
+                .carry_output(id, session.output, to_client, end)
                 .await;
         });
         Socket { input, output }
@@ -87,20 +102,22 @@ impl Control {
         id: InstanceId,
         mut output: mpsc::Receiver<Output>,
         to_client: mpsc::Sender<ToClient>,
-        recorded: bool,
+        end: End,
     ) {
         while let Some(output) = output.recv().await {
             let message = match output {
                 Output::Stdout(bytes) => ToClient::Stdout(bytes),
                 Output::Stderr(bytes) => ToClient::Stderr(bytes),
                 Output::End(SessionEnd::Exited { code }) => {
-                    if recorded {
-                        self.wait_ended(id, RECORDED).await;
+                    match end {
+                        End::Stops => self.wait_ended(id, RECORDED).await,
+                        End::Leaves => self.inner.leaving.add(id),
+                        End::OfExec => {}
                     }
                     ToClient::Control(Message::Exited { code })
                 }
                 Output::End(SessionEnd::Lost(reason)) => ToClient::Control(Message::Problem {
-                    problem: self.why_lost(id, reason).await,
+                    problem: self.why_lost(id, reason, end).await,
                 }),
             };
             if to_client.send(message).await.is_err() {
@@ -111,10 +128,17 @@ impl Control {
     }
 
     /// A session that was lost: the instance's own message says more, if it has one.
-    async fn why_lost(&self, id: InstanceId, reason: String) -> Problem {
-        let status = self.status(id).await.ok().flatten();
-        let text = status.and_then(|status| status.message).unwrap_or(reason);
-        Problem::new(ErrorCode::Failed, text)
+    async fn why_lost(&self, id: InstanceId, reason: String, end: End) -> Problem {
+        if !matches!(end, End::OfExec) {
+            self.wait_ended(id, RECORDED).await;
+        }
+        let Some(status) = self.status(id).await.ok().flatten() else {
+            return Problem::new(ErrorCode::Failed, reason);
+        };
+        match (status.message, status.exit) {
+            (Some(message), Some(exit)) => Problem::new(program(exit.code), message),
+            (message, _) => Problem::new(ErrorCode::Failed, message.unwrap_or(reason)),
+        }
     }
 
     pub(crate) async fn logs(&self, name: &str, query: LogQuery) -> Result<ByteStream, Problem> {

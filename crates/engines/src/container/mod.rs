@@ -29,6 +29,7 @@ use ::container::shim::{
     self, ExitRecord, ShimConfig,
     protocol::{Phase, Reply, Request},
 };
+use ::container::{PROGRAM_NOT_EXECUTABLE, PROGRAM_NOT_FOUND};
 use async_trait::async_trait;
 use engine::{
     Capabilities, Changed, Engine, EngineError, Guest, GuestProcess, GuestProcessInfo, GuestState,
@@ -49,6 +50,9 @@ use connection::{Connection, ConnectionError};
 const EXIT_FILE: &str = "exit.json";
 /// Longest a shim may take to set a container up: hooks and slow disks included.
 const LAUNCH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+/// Pauses between looks at a guest that is on its way to its end, in ms: that is recorded within a disk's
+/// write, but disks can be slow.
+const LOOKS: [u64; 14] = [1, 2, 2, 5, 10, 20, 50, 100, 200, 400, 800, 1000, 1000, 1000];
 /// `SIGKILL`.
 const KILL: i32 = 9;
 
@@ -146,7 +150,8 @@ impl ContainerEngine {
 
     /// What is there of a guest, files first: a shim that ends writes them before it goes.
     async fn look(&self, id: InstanceId) -> Result<Observed, EngineError> {
-        for _ in 0..3 {
+        let mut exited = false;
+        for pause in LOOKS {
             if let Some(exited) = self.exited(id)? {
                 return Ok(exited);
             }
@@ -156,23 +161,21 @@ impl ContainerEngine {
                 // It may have written its record between the two looks.
                 return Ok(self.exited(id)?.unwrap_or_else(|| Observed::absent(id)));
             }
-            match self.ask(id, &Request::State).await {
-                Ok(Reply::State(state)) => {
-                    if state.phase == Phase::Exited {
-                        // Its record comes any moment.
-                        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-                        continue;
-                    }
-                    return Ok(self.observed_live(id, &state));
-                }
+            exited = match self.ask(id, &Request::State).await {
+                // Its record comes as soon as the disk has it.
+                Ok(Reply::State(state)) if state.phase == Phase::Exited => true,
+                Ok(Reply::State(state)) => return Ok(self.observed_live(id, &state)),
                 // It ended just now: look again.
-                Ok(_) | Err(EngineError::NotRunning { .. }) => {
-                    tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-                }
+                Ok(_) | Err(EngineError::NotRunning { .. }) => false,
                 Err(error) => return Err(error),
-            }
+            };
+            tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
         }
-        let what = "its shim lives but does not answer";
+        let what = if exited {
+            "it has ended, and that cannot be recorded; is the disk full?"
+        } else {
+            "its shim lives but does not answer"
+        };
         Err(EngineError::Refused {
             message: format!("instance {id}: {what}"),
         })
@@ -256,7 +259,12 @@ impl ContainerEngine {
                 .to_owned(),
         };
         self.clear(id).await?;
-        Err(EngineError::Refused { message })
+        Err(match output.status.code().map(u8::try_from) {
+            Some(Ok(code @ (PROGRAM_NOT_FOUND | PROGRAM_NOT_EXECUTABLE))) => {
+                EngineError::Program { message, code }
+            }
+            _ => EngineError::Refused { message },
+        })
     }
 
     /// Takes away what is left of a run that is over.
@@ -535,9 +543,15 @@ fn failed(
 fn refused(id: InstanceId, error: ConnectionError) -> EngineError {
     match error {
         ConnectionError::Absent | ConnectionError::Closed => EngineError::NotRunning { id },
-        ConnectionError::Refused(failure) => EngineError::Refused {
-            message: failure.message,
-        },
+        ConnectionError::Refused(failure) => {
+            let message = failure.message;
+            let code = match failure.code {
+                shim::protocol::ErrorCode::ProgramNotFound => PROGRAM_NOT_FOUND,
+                shim::protocol::ErrorCode::ProgramNotExecutable => PROGRAM_NOT_EXECUTABLE,
+                _ => return EngineError::Refused { message },
+            };
+            EngineError::Program { message, code }
+        }
         error => failed(id, "speaking to its shim", error),
     }
 }

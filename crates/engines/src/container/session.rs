@@ -19,6 +19,8 @@ pub(super) async fn attach(
     let request = Attach {
         stdin,
         lossless: true,
+        // Whoever needs the record looks for it.
+        end_at_once: true,
         ..Attach::default()
     };
     connection.ask(&Request::Attach(request)).await?;

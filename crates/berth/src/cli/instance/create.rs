@@ -143,17 +143,21 @@ async fn attach(client: &Client, made: &InstanceDetail, stdin: bool) -> Outcome<
 }
 
 /// Fails when what was made could not be set up or started; a program that has ended already could.
-fn started(made: &InstanceDetail) -> Outcome {
+pub fn started(made: &InstanceDetail) -> Outcome {
     let instance = &made.instance;
+    // A program that cannot be executed has the exit code that shells give it, and a message.
+    let exit = match instance.exit.as_ref().map(|exit| exit.code) {
+        None => Exit::Error,
+        Some(126) => Exit::ProgramNotExecutable,
+        Some(127) => Exit::ProgramNotFound,
+        Some(_) => return Ok(()),
+    };
     match &instance.message {
         // Already on its way out with --rm.
-        Some(why)
-            if ["stopped", "deleting"].contains(&instance.status.as_str())
-                && instance.exit.is_none() =>
-        {
+        Some(why) if ["stopped", "deleting"].contains(&instance.status.as_str()) => {
             let name = &instance.name;
             let what = format!("{name} could not be started: {}", human::clean(why));
-            Err(Failure::error(what))
+            Err(Failure::said(exit, what))
         }
         _ => Ok(()),
     }

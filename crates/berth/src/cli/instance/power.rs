@@ -4,6 +4,7 @@ use api::{StopRequest, WaitFor, client::ClientError};
 use clap::Args;
 use futures::StreamExt;
 
+use super::create::started;
 use crate::cli::{
     Context, complete,
     exit::{Exit, Failure, Outcome},
@@ -131,6 +132,9 @@ pub async fn power(cx: &Context, power: Power, args: NamesArgs) -> Outcome {
             Power::Resume => (client.resume_instance(name, wait).await?, "running"),
         };
         let status = made.instance.status.as_str();
+        if wanted == "running" {
+            started(&made)?;
+        }
         // A program that ends at once has still been started.
         let ran = wanted == "running" && status == "stopped";
         if wait.is_none() || status == wanted || ran {

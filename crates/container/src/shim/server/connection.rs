@@ -35,6 +35,7 @@ pub(super) enum Role {
         session: usize,
         stdin: bool,
         lossless: bool,
+        end_at_once: bool,
     },
 }
 

@@ -1,5 +1,5 @@
 //! How sessions end: output is read to its end, the record is written, and only then are clients
-//! told.
+//! told, but for those that want to know before.
 
 use std::time::{Duration, Instant};
 
@@ -97,6 +97,22 @@ impl Server {
         for i in 0..self.sessions.len() {
             self.drain(i);
         }
+        let exited = Exited {
+            code,
+            signal,
+            oom_killed,
+            at: finished_at,
+        };
+        self.tell(exited, |role| {
+            matches!(
+                role,
+                Role::Stream {
+                    session: MAIN,
+                    end_at_once: true,
+                    ..
+                }
+            )
+        });
         let record = ExitRecord {
             version: EXIT_VERSION,
             instance: self.identity.instance.clone(),
@@ -147,16 +163,20 @@ impl Server {
         self.lock = None;
         let exited = record.exited();
         self.exited = Some(exited);
+        self.tell(exited, |role| {
+            matches!(role, Role::Stream { session: MAIN, .. } | Role::Waiting)
+        });
+        self.told = Some(Instant::now());
+    }
+
+    /// Tells clients of these roles how the container ended, once each.
+    fn tell(&mut self, exited: Exited, whom: impl Fn(Role) -> bool) {
         for connection in self.connections.iter_mut().flatten() {
-            match connection.role {
-                Role::Stream { session: MAIN, .. } | Role::Waiting => {
-                    connection.say(&Reply::Exited(exited));
-                    connection.closing = true;
-                }
-                _ => {}
+            if whom(connection.role) && !connection.closing {
+                connection.say(&Reply::Exited(exited));
+                connection.closing = true;
             }
         }
-        self.told = Some(Instant::now());
     }
 
     /// Leaves a line in `shim.err`.

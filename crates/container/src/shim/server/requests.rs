@@ -9,7 +9,7 @@ use crate::shim::logs;
 use crate::shim::protocol::{
     self, Attach, ErrorCode, Exec, Failure, Frame, Kind, Phase, Reply, Request, State, VERSION,
 };
-use crate::{Container, ExecRequest, chain};
+use crate::{Container, ExecRequest, PROGRAM_NOT_FOUND, chain, program_status};
 
 /// Execs at a time.
 const MAX_EXECS: usize = 256;
@@ -25,8 +25,13 @@ fn failure(code: ErrorCode, message: impl Into<String>) -> Failure {
     }
 }
 
-fn failed(error: &dyn std::error::Error) -> Failure {
-    failure(ErrorCode::Failed, chain(error))
+fn failed(error: &(dyn std::error::Error + 'static)) -> Failure {
+    let code = match program_status(error) {
+        Some(PROGRAM_NOT_FOUND) => ErrorCode::ProgramNotFound,
+        Some(_) => ErrorCode::ProgramNotExecutable,
+        None => ErrorCode::Failed,
+    };
+    failure(code, chain(error))
 }
 
 impl Server {
@@ -301,6 +306,7 @@ impl Server {
             session: MAIN,
             stdin: attach.stdin,
             lossless: attach.lossless,
+            end_at_once: attach.end_at_once,
         };
         connection.say(&Reply::Ok);
         for record in &tail {
@@ -327,6 +333,7 @@ impl Server {
                         session,
                         stdin,
                         lossless: true,
+                        end_at_once: false,
                     };
                 }
                 connection.say(&Reply::Started { pid });
