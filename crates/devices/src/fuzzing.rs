@@ -5,7 +5,11 @@ use std::sync::Arc;
 
 use crate::{
     Registers,
+    i8042::I8042,
+    ioapic::Ioapic,
     pci::{ConfigPorts, HostBridge, PciBus},
+    rtc::Rtc,
+    serial::Serial,
 };
 
 /// Runs the accesses that `bytes` encode: ten bytes each, of kind and size, offset, value.
@@ -45,4 +49,44 @@ pub fn pci(bytes: &[u8]) {
         saved.is_ok_and(|state| bus.restore(&state).is_ok()),
         "what was saved is taken"
     );
+}
+
+struct Nowhere;
+
+impl crate::Interrupts for Nowhere {
+    fn signal_msi(&self, _address: u64, _data: u32) {}
+}
+
+impl crate::Line for Nowhere {
+    fn set(&self, _high: bool) {}
+}
+
+/// A serial port, with input in between.
+pub fn serial(bytes: &[u8]) {
+    let serial = Serial::new(Box::new(std::io::sink()), Arc::new(Nowhere));
+    for part in bytes.chunks(100) {
+        accesses(&serial, 8, part);
+        let taken = serial.input(part);
+        assert!(taken <= part.len(), "no more than was given");
+    }
+    serial.restore(&serial.state());
+}
+
+/// The IOAPIC, with lines moving and interrupts ending in between.
+pub fn ioapic(bytes: &[u8]) {
+    let ioapic = Ioapic::new(Arc::new(Nowhere));
+    for part in bytes.chunks(20) {
+        accesses(&ioapic, 0x14, part);
+        ioapic.set_line(part[0] & 31, part[0] & 32 != 0);
+        ioapic.end_of_interrupt(part[0]);
+    }
+    ioapic.restore(&ioapic.state());
+}
+
+/// The real-time clock and the keyboard controller.
+pub fn rtc(bytes: &[u8]) {
+    let rtc = Rtc::with_clock(|| u64::from(u32::MAX));
+    accesses(&rtc, 2, bytes);
+    assert!(rtc.restore(&rtc.state()).is_ok(), "what was saved is taken");
+    accesses(&I8042::new(|| {}), 5, bytes);
 }

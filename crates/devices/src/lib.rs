@@ -8,7 +8,11 @@
 //! (a serde type with `state()` and `restore()` on the device), `tests.rs` proves it. What is more
 //! than one noun gets a file of its own.
 
+pub mod i8042;
+pub mod ioapic;
 pub mod pci;
+pub mod rtc;
+pub mod serial;
 pub mod state;
 #[cfg(test)]
 mod testing;

@@ -17,7 +17,6 @@ impl Recorder {
         std::mem::take(&mut self.messages.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    #[allow(dead_code)]
     /// All changes of the line since the last call.
     pub fn levels(&self) -> Vec<bool> {
         std::mem::take(&mut self.levels.lock().unwrap_or_else(PoisonError::into_inner))
