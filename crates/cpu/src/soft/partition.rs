@@ -2,21 +2,20 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::CpuId;
 use memory::Ram;
 
 use super::{
-    platform::{Common, Cpuid, Platform},
+    platform::{Common, Platform},
     vcpu::SoftVcpu,
 };
-use crate::{Backend, Bus, CpuError, Msi, Partition, Vcpu};
+use crate::{Backend, Bus, CpuError, Msi, Partition, Vcpu, cpuid::Table};
 
 /// vCPUs in software.
 pub struct SoftPartition {
     common: Common,
     ram: Ram,
     bus: Arc<dyn Bus>,
-    cpuid: Box<dyn Fn(u32) -> CpuId + Send + Sync>,
+    cpuid: Box<dyn Fn(u32) -> Table + Send + Sync>,
 }
 
 impl SoftPartition {
@@ -25,7 +24,7 @@ impl SoftPartition {
     pub fn new(
         ram: &Ram,
         bus: Arc<dyn Bus>,
-        cpuid: impl Fn(u32) -> CpuId + Send + Sync + 'static,
+        cpuid: impl Fn(u32) -> Table + Send + Sync + 'static,
     ) -> Self {
         Self {
             common: Common::new(),
@@ -48,7 +47,7 @@ impl Partition for SoftPartition {
     }
 
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, CpuError> {
-        let cpuid = Cpuid::new((self.cpuid)(index).as_slice());
+        let cpuid = (self.cpuid)(index);
         let platform = Platform::new(index, &self.common, Arc::clone(&self.bus), cpuid)?;
         let vcpu = SoftVcpu::new(index, platform, self.ram.clone(), Arc::clone(&self.bus))?;
         Ok(Box::new(vcpu))

@@ -3,15 +3,13 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
-
 use super::{
     Core,
     clock::{KvmClock, Tsc},
     lapic::{LocalApic, Router},
     peers::{Peer, Peers},
 };
-use crate::{Bus, CpuError};
+use crate::{Bus, CpuError, cpuid::Table};
 
 /// What surrounds one core.
 pub struct Platform {
@@ -22,40 +20,11 @@ pub struct Platform {
     /// The counter of all vCPUs.
     pub tsc: Arc<Tsc>,
     /// What `cpuid` tells.
-    pub cpuid: Cpuid,
+    pub cpuid: Table,
     /// All vCPUs.
     pub(super) peers: Arc<Peers>,
     /// This one among them.
     pub(super) peer: Arc<Peer>,
-}
-
-/// What `cpuid` tells, in the form that KVM takes too.
-#[derive(Debug, Clone, Default)]
-pub struct Cpuid {
-    entries: Vec<kvm_cpuid_entry2>,
-}
-
-impl Cpuid {
-    /// From a table as `KVM_SET_CPUID2` takes it.
-    #[must_use]
-    pub fn new(entries: &[kvm_cpuid_entry2]) -> Self {
-        Self {
-            entries: entries.to_vec(),
-        }
-    }
-
-    /// `eax`, `ebx`, `ecx` and `edx` of a leaf; zeros where there is none, as on AMD's processors.
-    #[must_use]
-    pub fn lookup(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
-        let matches = |it: &&kvm_cpuid_entry2| {
-            it.function == leaf
-                && (it.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX == 0 || it.index == subleaf)
-        };
-        self.entries
-            .iter()
-            .find(matches)
-            .map_or([0; 4], |it| [it.eax, it.ebx, it.ecx, it.edx])
-    }
 }
 
 /// What the vCPUs of a partition have in common.
@@ -84,7 +53,7 @@ impl Platform {
         index: u32,
         common: &Common,
         bus: Arc<dyn Bus>,
-        cpuid: Cpuid,
+        cpuid: Table,
     ) -> Result<Self, CpuError> {
         let apic = LocalApic::new(
             index,
@@ -105,7 +74,7 @@ impl Platform {
 
     /// Of a core that is alone in the world, for tests.
     pub(super) fn alone(bus: Arc<dyn Bus>) -> Self {
-        Self::new(0, &Common::new(), bus, Cpuid::default())
+        Self::new(0, &Common::new(), bus, Table::default())
             .expect("the first index of a new partition is free")
     }
 }

@@ -196,6 +196,7 @@ impl Core {
             waits_for_sipi: state.activity == Activity::WaitForSipi,
             shadow: state.events.interrupt_shadow,
             nmi_masked: state.events.nmi_masked,
+            pauses: 0,
             injected: state
                 .events
                 .injected

@@ -8,7 +8,9 @@ use std::{
 
 use cpu::{
     Bus, Exit, Kick, Partition, Vcpu, VcpuState,
+    cpuid::Table,
     kvm::KvmPartition,
+    soft::SoftPartition,
     state::{SegmentState, TableState},
 };
 use iced_x86::code_asm::CodeAssembler;
@@ -147,8 +149,8 @@ fn kvm(ram: &Ram, bus: Arc<Recorder>) -> Result<Box<dyn Partition>, String> {
 }
 
 fn soft(ram: &Ram, bus: Arc<Recorder>) -> Result<Box<dyn Partition>, String> {
-    let _ = (ram, bus);
-    Err("not built".to_owned())
+    let cpuid = |_| Table::default();
+    Ok(Box::new(SoftPartition::new(ram, bus, cpuid)))
 }
 
 impl Machine {

@@ -16,7 +16,7 @@ use super::{
 };
 
 /// Bits of physical addresses, as CPUID shows them.
-pub const PHYSICAL_BITS: u32 = 46;
+pub const PHYSICAL_BITS: u32 = 48;
 
 const PRESENT: u64 = 1 << 0;
 const WRITABLE: u64 = 1 << 1;

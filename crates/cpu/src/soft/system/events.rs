@@ -11,6 +11,8 @@ pub struct Events {
     pub nmi_masked: bool,
     /// After INIT, and at power-on for all but the first vCPU: nothing runs before a SIPI.
     pub waits_for_sipi: bool,
+    /// Counts `pause`.
+    pub pauses: u32,
     /// To be delivered before the next instruction: vector and error code. Only a state saved
     /// elsewhere has one.
     pub injected: Option<(u8, Option<u16>)>,

@@ -15,22 +15,21 @@ const OSXSAVE: u32 = 1 << 27;
 pub(super) fn cpuid(core: &mut Core, _: &Op) -> Result<Flow, Fault> {
     let (leaf, subleaf) = (core.get::<u32>(0), core.get::<u32>(1));
     let mut found = core.platform.cpuid.lookup(leaf, subleaf);
-    let [eax, ebx, ecx, edx] = &mut found;
     match (leaf, subleaf) {
         (1, _) => {
-            *ecx &= !OSXSAVE;
+            found.ecx &= !OSXSAVE;
             if core.control.cr4 & CR4_OSXSAVE != 0 {
-                *ecx |= OSXSAVE;
+                found.ecx |= OSXSAVE;
             }
         }
         // Bytes of an XSAVE area with what is on now.
-        (0xd, 0) => *ebx = if core.control.xcr0 & 4 != 0 { 832 } else { 576 },
+        (0xd, 0) => found.ebx = if core.control.xcr0 & 4 != 0 { 832 } else { 576 },
         _ => {}
     }
-    core.put::<u32>(0, *eax);
-    core.put::<u32>(3, *ebx);
-    core.put::<u32>(1, *ecx);
-    core.put::<u32>(2, *edx);
+    core.put::<u32>(0, found.eax);
+    core.put::<u32>(3, found.ebx);
+    core.put::<u32>(1, found.ecx);
+    core.put::<u32>(2, found.edx);
     Ok(Flow::Next)
 }
 

@@ -1,7 +1,9 @@
-//! Instructions of ring 0 that belong to no other family.
+//! Instructions that belong to no other family, most of them of ring 0.
 
 use super::super::{Core, Fault, Flow, Op};
 
+/// The host processor is given away once in so many pauses.
+const PAUSES: u32 = 256;
 /// What KVM answers to a hypercall it does not know: `-KVM_ENOSYS`.
 const UNKNOWN_HYPERCALL: u64 = -1000_i64 as u64;
 
@@ -10,6 +12,16 @@ pub(super) fn halt(core: &mut Core, _: &Op) -> Result<Flow, Fault> {
     core.demand_ring0()?;
     core.events.halted = true;
     Ok(Flow::Sync)
+}
+
+/// `pause`: whoever spins on one gives its host processor away now and then, as what it waits for
+/// may be another vCPU without one.
+pub(super) fn pause(core: &mut Core, _: &Op) -> Result<Flow, Fault> {
+    core.events.pauses = core.events.pauses.wrapping_add(1);
+    if core.events.pauses.is_multiple_of(PAUSES) {
+        std::thread::yield_now();
+    }
+    Ok(Flow::Next)
 }
 
 /// `invlpg`.

@@ -262,6 +262,7 @@ fn plain(instruction: &Instruction, width: Width) -> Option<(Handler, Extra)> {
         Mnemonic::Rdrand | Mnemonic::Rdseed => (identify::random, selector),
         Mnemonic::Rdmsr => (msr::read, Extra::default()),
         Mnemonic::Wrmsr => (msr::write, Extra::default()),
+        Mnemonic::Pause => (privileged::pause, Extra::default()),
         Mnemonic::Hlt => (privileged::halt, Extra::default()),
         Mnemonic::Invlpg => (privileged::invalidate_page, Extra::default()),
         Mnemonic::Invd | Mnemonic::Wbinvd | Mnemonic::Wbnoinvd => {
