@@ -3,6 +3,8 @@
 
 use iced_x86::{Code, Encoder, Instruction, Mnemonic, OpCodeOperandKind as Kind, OpKind, Register};
 
+use cpu::soft::op::Width;
+
 use super::host::{LANDING, OPEN, Registers, SLOT};
 
 /// Numbers that look random and are the same every time (xorshift64*).
@@ -98,9 +100,23 @@ const GPR8: [Register; 20] = [
     Register::BH,
 ];
 
-fn register(kind: Kind, random: &mut Random) -> Option<Register> {
-    let number = random.below(16) as u32;
+const GPR8_32: [Register; 8] = [
+    Register::AL,
+    Register::CL,
+    Register::DL,
+    Register::BL,
+    Register::AH,
+    Register::CH,
+    Register::DH,
+    Register::BH,
+];
+
+fn register(kind: Kind, width: Width, random: &mut Random) -> Option<Register> {
+    let number = random.below(registers(width)) as u32;
     Some(match kind {
+        Kind::r8_or_mem | Kind::r8_reg | Kind::r8_opcode if width == Width::Code32 => {
+            GPR8_32[number as usize]
+        }
         Kind::r8_or_mem | Kind::r8_reg | Kind::r8_opcode => GPR8[random.below(20) as usize],
         Kind::r16_or_mem | Kind::r16_reg | Kind::r16_rm | Kind::r16_opcode => Register::AX + number,
         Kind::r32_or_mem | Kind::r32_reg | Kind::r32_rm | Kind::r32_opcode => {
@@ -117,6 +133,11 @@ fn register(kind: Kind, random: &mut Random) -> Option<Register> {
         Kind::rax => Register::RAX,
         _ => return None,
     })
+}
+
+/// How many general-purpose registers there are.
+fn registers(width: Width) -> u64 {
+    if width == Width::Code64 { 16 } else { 8 }
 }
 
 fn may_be_memory(kind: Kind) -> bool {
@@ -142,13 +163,14 @@ fn immediate_kind(kind: Kind) -> Option<OpKind> {
 
 /// What one case is being made of.
 struct Maker<'a> {
+    width: Width,
     random: &'a mut Random,
     instruction: Instruction,
     before: Registers,
 }
 
 /// A case of a form; `None` for forms and operands that cannot be tested so.
-pub fn case(code: Code, random: &mut Random) -> Option<Case> {
+pub fn case(code: Code, width: Width, random: &mut Random) -> Option<Case> {
     let mut before = Registers::default();
     before.gpr.fill_with(|| random.value());
     before.gpr[4] = match random.below(16) {
@@ -158,6 +180,7 @@ pub fn case(code: Code, random: &mut Random) -> Option<Case> {
     };
     before.flags = random.next() & 0xcd5 | 0x202;
     let mut maker = Maker {
+        width,
         random,
         instruction: Instruction::default(),
         before,
@@ -179,7 +202,7 @@ impl Maker<'_> {
             self.memory();
             return Some(());
         }
-        if let Some(register) = register(kind, self.random) {
+        if let Some(register) = register(kind, self.width, self.random) {
             self.instruction.set_op_kind(operand, OpKind::Register);
             self.instruction.set_op_register(operand, register);
             return Some(());
@@ -224,10 +247,15 @@ impl Maker<'_> {
                 self.instruction.set_near_branch64(LANDING);
                 OpKind::NearBranch64
             }
+            Kind::br32_1 | Kind::br32_4 => {
+                self.instruction.set_near_branch32(LANDING as u32);
+                OpKind::NearBranch32
+            }
             Kind::mem_offs => {
                 let address = self.random.address();
                 self.instruction.set_memory_displacement64(address);
-                self.instruction.set_memory_displ_size(8);
+                let size = if self.width == Width::Code64 { 8 } else { 4 };
+                self.instruction.set_memory_displ_size(size);
                 OpKind::Memory
             }
             Kind::seg_reg => {
@@ -236,22 +264,35 @@ impl Maker<'_> {
                     .set_op_register(operand, Register::ES + number);
                 OpKind::Register
             }
-            Kind::fs | Kind::gs => {
-                let register = if kind == Kind::fs {
-                    Register::FS
-                } else {
-                    Register::GS
+            Kind::es | Kind::cs | Kind::ss | Kind::ds | Kind::fs | Kind::gs => {
+                let register = match kind {
+                    Kind::es => Register::ES,
+                    Kind::cs => Register::CS,
+                    Kind::ss => Register::SS,
+                    Kind::ds => Register::DS,
+                    Kind::fs => Register::FS,
+                    _ => Register::GS,
                 };
                 self.instruction.set_op_register(operand, register);
                 OpKind::Register
             }
             // One address size for both sides: that of the first is kept for the second.
-            Kind::seg_rSI if self.side(operand, short) => OpKind::MemorySegESI,
-            Kind::seg_rSI => OpKind::MemorySegRSI,
-            Kind::es_rDI if self.side(operand, short) => OpKind::MemoryESEDI,
-            Kind::es_rDI => OpKind::MemoryESRDI,
+            Kind::seg_rSI => match (self.width, self.side(operand, short)) {
+                (Width::Code64, false) => OpKind::MemorySegRSI,
+                (Width::Code64, true) | (_, false) => OpKind::MemorySegESI,
+                _ => OpKind::MemorySegSI,
+            },
+            Kind::es_rDI => match (self.width, self.side(operand, short)) {
+                (Width::Code64, false) => OpKind::MemoryESRDI,
+                (Width::Code64, true) | (_, false) => OpKind::MemoryESEDI,
+                _ => OpKind::MemoryESDI,
+            },
             Kind::seg_rBX_al => {
-                self.instruction.set_memory_base(Register::RBX);
+                let base = match self.width {
+                    Width::Code64 => Register::RBX,
+                    _ => Register::EBX,
+                };
+                self.instruction.set_memory_base(base);
                 self.instruction.set_memory_index(Register::AL);
                 self.before.gpr[3] = self.random.address();
                 OpKind::Memory
@@ -262,26 +303,51 @@ impl Maker<'_> {
         Some(())
     }
 
-    /// Whether a string operand has 32-bit addresses.
+    /// Whether a string operand has addresses of the other size.
     fn side(&self, operand: u32, short: bool) -> bool {
         if operand == 0 {
             return short;
         }
-        matches!(
-            self.instruction.op0_kind(),
-            OpKind::MemorySegESI | OpKind::MemoryESEDI
-        ) || self.instruction.op0_kind() == OpKind::Register && short
+        match self.instruction.op0_kind() {
+            OpKind::Register => short,
+            OpKind::MemorySegESI | OpKind::MemoryESEDI => self.width == Width::Code64,
+            OpKind::MemorySegSI | OpKind::MemoryESDI => true,
+            _ => false,
+        }
+    }
+
+    /// A memory operand with 16-bit addresses. Nothing is mapped so low: it faults, and where it
+    /// does says whether the address was right.
+    fn memory16(&mut self) {
+        let bases = [Register::BX, Register::BP, Register::None];
+        let indices = [Register::SI, Register::DI, Register::None];
+        let base = bases[self.random.below(3) as usize];
+        let index = indices[self.random.below(3) as usize];
+        let displacement = self.random.next() & 0xffff;
+        // `[bp]` has no form without a displacement; two bytes of it do for all.
+        self.instruction.set_memory_base(base);
+        self.instruction.set_memory_index(index);
+        self.instruction.set_memory_displacement64(displacement);
+        self.instruction.set_memory_displ_size(2);
     }
 
     /// A memory operand: base, base and index, or nothing but a displacement.
     fn memory(&mut self) {
         let target = self.random.address();
         let short = self.random.one_in(8);
+        if short && self.width == Width::Code32 {
+            return self.memory16();
+        }
+        let short = short || self.width == Width::Code32;
         let first = if short { Register::EAX } else { Register::RAX };
-        let base = self.random.below(16) as u32;
-        let index = self.random.below(16) as u32;
+        let base = self.random.below(registers(self.width)) as u32;
+        let index = self.random.below(registers(self.width)) as u32;
         self.instruction
             .set_memory_displ_size(if short { 4 } else { 8 });
+        if self.random.one_in(10) && self.width == Width::Code32 {
+            self.instruction.set_memory_displacement64(target);
+            return;
+        }
         if self.random.one_in(10) {
             let register = if short { Register::EIP } else { Register::RIP };
             self.instruction.set_memory_base(register);
@@ -340,7 +406,9 @@ impl Maker<'_> {
         (0..self.instruction.op_count()).any(|operand| {
             matches!(
                 self.instruction.op_kind(operand),
-                OpKind::MemorySegESI
+                OpKind::MemorySegSI
+                    | OpKind::MemoryESDI
+                    | OpKind::MemorySegESI
                     | OpKind::MemorySegRSI
                     | OpKind::MemoryESEDI
                     | OpKind::MemoryESRDI
@@ -385,7 +453,9 @@ impl Maker<'_> {
             }
             Mnemonic::Enter | Mnemonic::Leave => gpr[5] = random.address() & !7,
             Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne => gpr[1] = random.below(3),
-            Mnemonic::Jrcxz | Mnemonic::Jecxz => gpr[1] &= random.below(2).wrapping_neg(),
+            Mnemonic::Jrcxz | Mnemonic::Jecxz | Mnemonic::Jcxz => {
+                gpr[1] &= random.below(2).wrapping_neg()
+            }
             _ => {}
         }
     }
@@ -410,7 +480,13 @@ impl Maker<'_> {
             }
             _ => {}
         }
-        let mut encoder = Encoder::new(64);
+        if self.width == Width::Code32 {
+            for register in &mut self.before.gpr {
+                *register &= 0xffff_ffff;
+            }
+            self.before.gpr[8..].fill(0);
+        }
+        let mut encoder = Encoder::new(self.width.bits());
         encoder.encode(&self.instruction, SLOT).ok()?;
         Some(Case {
             bytes: encoder.take_buffer(),
@@ -429,8 +505,16 @@ impl Maker<'_> {
     }
 }
 
-/// Whether a form can be tested at all.
-pub fn is_testable(code: Code) -> bool {
+/// Whether a form can be tested at all: branches of 16 bits would leave the stub.
+pub fn is_testable(code: Code, width: Width) -> bool {
     let info = code.op_code();
-    info.is_instruction() && info.mode64()
+    let branch = !matches!(
+        code.mnemonic(),
+        Mnemonic::Jmp | Mnemonic::Call | Mnemonic::Ret
+    ) || info.operand_size() != 16;
+    info.is_instruction()
+        && match width {
+            Width::Code64 => info.mode64(),
+            _ => info.mode32() && branch,
+        }
 }

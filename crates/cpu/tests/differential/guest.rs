@@ -13,7 +13,9 @@ use cpu::{
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use memory::Ram;
 
-use super::host::{OPEN, OPEN_BYTES, PAGES, Registers, SLOT, WINDOW};
+use super::host::{
+    CODE32_SELECTOR, DATA_SELECTOR, OPEN, OPEN_BYTES, PAGES, Registers, SLOT, WINDOW,
+};
 
 /// Where the page tables are: one page for each of the four levels.
 const TABLES: u64 = 0x1_0000;
@@ -40,7 +42,7 @@ pub enum Ending {
 }
 
 /// The host's own, for what stores them: `es`, `cs`, `ss`, `ds`, `fs`, `gs`.
-fn selectors() -> [u16; 6] {
+fn selectors(width: Width) -> [u16; 6] {
     let mut all = [0u16; 6];
     // SAFETY: reads registers.
     unsafe {
@@ -52,6 +54,9 @@ fn selectors() -> [u16; 6] {
             options(nomem, nostack, preserves_flags),
         );
     }
+    if width == Width::Code32 {
+        all[..4].copy_from_slice(&[DATA_SELECTOR, CODE32_SELECTOR, DATA_SELECTOR, DATA_SELECTOR]);
+    }
     all
 }
 
@@ -61,8 +66,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// In 64-bit mode, with page tables that map the window only.
-    pub fn new() -> Self {
+    /// With page tables that map the window only; 32-bit code is in compatibility mode.
+    pub fn new(width: Width) -> Self {
         const PRESENT: u64 = 1;
         const WRITABLE: u64 = 2;
         let ram = Ram::new(64 << 20).expect("memory for a guest");
@@ -84,8 +89,12 @@ impl Guest {
         core.control.cr3 = TABLES;
         core.control.cr4 |= 1 << 5;
         core.control.efer = 0x500;
-        for (segment, selector) in core.segments.iter_mut().zip(selectors()) {
+        for (segment, selector) in core.segments.iter_mut().zip(selectors(width)) {
             segment.selector = selector;
+        }
+        core.width = width;
+        if width == Width::Code32 {
+            core.segments[1].attributes = 0xc09b;
         }
         Self { core }
     }

@@ -1,13 +1,19 @@
 //! Executes one instruction on the host's processor, with registers, flags and memory as wanted,
 //! and catches the fault it may raise.
 //!
-//! A stub at a fixed low address loads all registers, the stack pointer included, falls into the
+//! A stub at a fixed low address loads all registers, the stack pointer included, jumps to the
 //! instruction, and stores all registers again. Memory operands lie in a window that has the same
 //! addresses on the host as in the guest, with pages around and in it that may not be accessed.
+//! 32-bit instructions are executed in compatibility mode, which the stub enters and leaves by far
+//! jumps.
 
-use std::{io, ptr, slice};
+use std::{
+    io, ptr, slice,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
-use iced_x86::code_asm::*;
+use cpu::soft::op::Width;
+use iced_x86::{IcedError, code_asm::*};
 
 /// Where the stub is.
 pub const CODE: u64 = 0x0300_0000;
@@ -17,7 +23,6 @@ pub const SLOT: u64 = CODE + 0x800;
 pub const LANDING: u64 = SLOT + 0x40;
 /// Where [`Frame`] is: the page after the code.
 const FRAME: u64 = CODE + 0x1000;
-const SLOT_BYTES: usize = 0x80;
 
 /// First page of the window: may not be accessed.
 pub const WINDOW: u64 = 0x0200_0000;
@@ -57,17 +62,40 @@ struct Frame {
     signal: u64,
     address: u64,
     done: u64,
+    /// Far pointers into 32-bit code and back.
+    enter: [u8; 8],
+    leave: [u8; 8],
+    /// A stack for 32-bit code to store flags by.
+    scratch: [u64; 8],
+}
+
+/// Selectors Linux gives to user code: 32-bit code, 64-bit code, data.
+pub const CODE32_SELECTOR: u16 = 0x23;
+const CODE64_SELECTOR: u16 = 0x33;
+pub const DATA_SELECTOR: u16 = 0x2b;
+
+/// Held by the one [`Host`] there may be: addresses are fixed.
+static ONE: Mutex<()> = Mutex::new(());
+
+const fn at(offset: usize) -> u64 {
+    FRAME + offset as u64
 }
 
 macro_rules! frame {
     ($($field:tt)*) => {
-        qword_ptr(FRAME + std::mem::offset_of!(Frame, $($field)*) as u64)
+        qword_ptr(at(std::mem::offset_of!(Frame, $($field)*)))
     };
 }
 
-/// The host's processor, ready to execute. Only one may exist at a time in a process.
+macro_rules! frame32 {
+    ($($field:tt)*) => {
+        dword_ptr(at(std::mem::offset_of!(Frame, $($field)*)))
+    };
+}
+
+/// The host's processor, ready to execute.
 pub struct Host {
-    _private: (),
+    _one: MutexGuard<'static, ()>,
 }
 
 fn map(address: u64, bytes: usize, protection: i32) {
@@ -89,12 +117,18 @@ fn protect(address: u64, bytes: usize, protection: i32) {
 }
 
 impl Host {
-    pub fn new() -> Self {
+    /// To execute code of 64 or of 32 bits.
+    pub fn new(width: Width) -> Self {
+        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         const ALL: i32 = libc::PROT_READ | libc::PROT_WRITE;
         map(CODE, 0x2000, ALL | libc::PROT_EXEC);
         map(WINDOW, PAGES as usize * 0x1000, libc::PROT_NONE);
         protect(OPEN, OPEN_BYTES, ALL);
-        let done = write_stub().expect("the stub is valid code");
+        let stub = match width {
+            Width::Code64 => write_stub(),
+            _ => write_stub32(),
+        };
+        let done = stub.expect("the stub is valid code");
         // SAFETY: mapped above, and used by this thread only.
         unsafe {
             (*(FRAME as *mut Frame)).done = done;
@@ -105,7 +139,7 @@ impl Host {
                 assert_eq!(libc::sigaction(signal, &action, ptr::null_mut()), 0);
             }
         }
-        Self { _private: () }
+        Self { _one: one }
     }
 
     /// The part of the window that can be read.
@@ -169,19 +203,48 @@ unsafe fn jump_to_done(at: *mut u8, done: u64) {
     }
 }
 
-/// All but `rsp`, which comes last and goes first.
 const GPR: [AsmRegister64; 16] = [
     rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15,
 ];
+const GPR32: [AsmRegister32; 8] = [eax, ecx, edx, ebx, esp, ebp, esi, edi];
+/// What a function must leave as it was.
+const KEPT: [AsmRegister64; 6] = [rbx, rbp, r12, r13, r14, r15];
+
+/// Writes code to where it was assembled for.
+fn place(mut code: CodeAssembler, address: u64) -> Result<Vec<u8>, IcedError> {
+    let bytes = code.assemble(address)?;
+    assert!(address + bytes.len() as u64 <= CODE + 0x1000, "no room");
+    // SAFETY: within the page that `Host::new` mapped writable.
+    unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len()) };
+    Ok(bytes)
+}
+
+/// The address of the second instruction: past the store to `taken`.
+fn second(bytes: &[u8], width: Width) -> u64 {
+    iced_x86::Decoder::with_ip(width.bits(), bytes, LANDING, 0)
+        .decode()
+        .next_ip()
+}
+
+fn keep(code: &mut CodeAssembler) -> Result<(), IcedError> {
+    for register in KEPT {
+        code.push(register)?;
+    }
+    code.mov(frame!(stack), rsp)
+}
+
+fn leave(code: &mut CodeAssembler) -> Result<(), IcedError> {
+    code.cld()?;
+    for register in KEPT.into_iter().rev() {
+        code.pop(register)?;
+    }
+    code.ret()
+}
 
 /// Writes what is around the slot; returns where it goes on after the instruction.
-fn write_stub() -> Result<u64, iced_x86::IcedError> {
-    let kept = [rbx, rbp, r12, r13, r14, r15];
+fn write_stub() -> Result<u64, IcedError> {
     let mut entry = CodeAssembler::new(64)?;
-    for register in kept {
-        entry.push(register)?;
-    }
-    entry.mov(frame!(stack), rsp)?;
+    keep(&mut entry)?;
     entry.push(frame!(before.flags))?;
     entry.popfq()?;
     for (number, register) in GPR.into_iter().enumerate() {
@@ -191,33 +254,72 @@ fn write_stub() -> Result<u64, iced_x86::IcedError> {
     }
     entry.mov(rsp, frame!(before.gpr) + 8 * 4)?;
     entry.jmp(SLOT)?;
+    place(entry, CODE)?;
 
     let mut landing = CodeAssembler::new(64)?;
     landing.mov(frame!(taken), 1)?;
-    // What a branch takes and what comes after it continue in the same place.
     for (number, register) in GPR.into_iter().enumerate() {
         landing.mov(frame!(after.gpr) + 8 * number, register)?;
     }
     landing.mov(rsp, frame!(stack))?;
     landing.pushfq()?;
     landing.pop(frame!(after.flags))?;
-    landing.cld()?;
-    for register in kept.into_iter().rev() {
-        landing.pop(register)?;
-    }
-    landing.ret()?;
+    leave(&mut landing)?;
+    Ok(second(&place(landing, LANDING)?, Width::Code64))
+}
 
-    let entry = entry.assemble(CODE)?;
-    let landing = landing.assemble(LANDING)?;
-    assert!(entry.len() < 0x800 && landing.len() < 0x400 && SLOT_BYTES > 0x40);
-    // SAFETY: mapped writable by the caller; the lengths are checked.
+/// The same for an instruction of 32-bit code.
+fn write_stub32() -> Result<u64, IcedError> {
+    const LOAD: u64 = CODE + 0x200;
+    const EXIT: u64 = CODE + 0x400;
+    let far = |address: u64, selector: u16| {
+        let mut pointer = [0; 8];
+        pointer[..4].copy_from_slice(&(address as u32).to_le_bytes());
+        pointer[4..6].copy_from_slice(&selector.to_le_bytes());
+        pointer
+    };
+    // SAFETY: mapped by the caller, and used by this thread only.
     unsafe {
-        ptr::copy_nonoverlapping(entry.as_ptr(), CODE as *mut u8, entry.len());
-        ptr::copy_nonoverlapping(landing.as_ptr(), LANDING as *mut u8, landing.len());
+        (*(FRAME as *mut Frame)).enter = far(LOAD, CODE32_SELECTOR);
+        (*(FRAME as *mut Frame)).leave = far(EXIT, CODE64_SELECTOR);
     }
-    // Past the store to `taken`: `mov qword ptr [abs32], imm32` has twelve bytes.
-    let first = iced_x86::Decoder::with_ip(64, &landing, LANDING, 0).decode();
-    Ok(first.next_ip())
+    let mut entry = CodeAssembler::new(64)?;
+    keep(&mut entry)?;
+    entry.mov(eax, u32::from(DATA_SELECTOR))?;
+    entry.mov(ds, eax)?;
+    entry.mov(es, eax)?;
+    entry.push(frame!(before.flags))?;
+    entry.popfq()?;
+    entry.jmp(fword_ptr(at(std::mem::offset_of!(Frame, enter))))?;
+    place(entry, CODE)?;
+
+    let mut load = CodeAssembler::new(32)?;
+    for (number, register) in GPR32.into_iter().enumerate() {
+        load.mov(register, frame32!(before.gpr) + 8 * number)?;
+    }
+    load.jmp(SLOT)?;
+    place(load, LOAD)?;
+
+    let mut landing = CodeAssembler::new(32)?;
+    landing.mov(frame32!(taken), 1)?;
+    for (number, register) in GPR32.into_iter().enumerate() {
+        landing.mov(frame32!(after.gpr) + 8 * number, register)?;
+    }
+    let scratch = at(std::mem::offset_of!(Frame, scratch)) + 64;
+    landing.mov(esp, scratch as u32)?;
+    landing.pushfd()?;
+    landing.pop(frame32!(after.flags))?;
+    landing.jmp(fword_ptr(at(std::mem::offset_of!(Frame, leave))))?;
+    let bytes = place(landing, LANDING)?;
+
+    let mut exit = CodeAssembler::new(64)?;
+    exit.xor(eax, eax)?;
+    exit.mov(ds, eax)?;
+    exit.mov(es, eax)?;
+    exit.mov(rsp, frame!(stack))?;
+    leave(&mut exit)?;
+    place(exit, EXIT)?;
+    Ok(second(&bytes, Width::Code32))
 }
 
 /// Notes a fault of the instruction under test, and goes on after it with the registers as they

@@ -12,6 +12,8 @@ mod generate;
 mod guest;
 mod host;
 
+use std::collections::BTreeMap;
+
 use cpu::soft::{Fault, integer, op::Width};
 use generate::{Case, Random};
 use guest::Guest;
@@ -46,13 +48,15 @@ struct Pair {
     host: Host,
     guest: Guest,
     random: Random,
+    width: Width,
 }
 
 impl Pair {
-    fn new(seed: u64) -> Self {
+    fn new(width: Width, seed: u64) -> Self {
         let mut pair = Self {
-            host: Host::new(),
-            guest: Guest::new(),
+            host: Host::new(width),
+            guest: Guest::new(width),
+            width,
             random: Random::new(seed),
         };
         pair.fill(None);
@@ -64,8 +68,9 @@ impl Pair {
         let mut content: Vec<u8> = self.host.open().to_vec();
         if let Some((address, value)) = word {
             let offset = address.wrapping_sub(OPEN) as usize;
-            if let Some(place) = content.get_mut(offset..offset.saturating_add(8)) {
-                place.copy_from_slice(&value.to_le_bytes());
+            let places = content.iter_mut().skip(offset);
+            for (place, byte) in places.zip(value.to_le_bytes()) {
+                *place = byte;
             }
         } else {
             // Runs of equal bytes among random ones, for what compares strings.
@@ -89,7 +94,7 @@ impl Pair {
         if case.memory.is_some() {
             self.fill(case.memory);
         }
-        let instruction = Guest::decode(&case.bytes, Width::Code64);
+        let instruction = Guest::decode(&case.bytes, self.width);
         let (host, host_ending) = self.host.run(&case.bytes, &case.before);
         let (guest, guest_ending) = self.guest.run(&instruction, &case.before);
         let next = SLOT + case.bytes.len() as u64;
@@ -137,6 +142,7 @@ impl Pair {
 fn is_signal_of(fault: Fault, signal: i32) -> bool {
     match fault.vector {
         0 => signal == libc::SIGFPE,
+        5 => signal == libc::SIGSEGV,
         6 => signal == libc::SIGILL,
         12 | 17 => signal == libc::SIGBUS,
         13 | 14 => signal == libc::SIGSEGV,
@@ -144,38 +150,33 @@ fn is_signal_of(fault: Fault, signal: i32) -> bool {
     }
 }
 
-#[test]
-fn every_form_of_integer_instruction_ends_as_on_the_host() {
+/// Tries every form of a width, some number of times.
+fn compare_all(width: Width, cases: u64) {
     let seed = setting("CPU_DIFFERENTIAL_SEED", 1);
-    let mut pair = Pair::new(seed);
+    let mut pair = Pair::new(width, seed);
     let forms: Vec<Code> = Code::values()
-        .filter(|code| generate::is_testable(*code))
+        .filter(|code| generate::is_testable(*code, width))
         .filter(|code| {
             (0..20).any(|_| {
-                generate::case(*code, &mut pair.random).is_some_and(|case| {
-                    let instruction = Guest::decode(&case.bytes, Width::Code64);
-                    integer::select(&instruction, Width::Code64).is_some()
+                generate::case(*code, width, &mut pair.random).is_some_and(|case| {
+                    let instruction = Guest::decode(&case.bytes, width);
+                    integer::select(&instruction, width).is_some()
                 })
             })
         })
         .collect();
     assert!(forms.len() > 300, "only {} forms", forms.len());
-    let rounds = setting("CPU_DIFFERENTIAL_CASES", 150_000) / forms.len() as u64;
-    let mut failures = std::collections::BTreeMap::<String, (u64, String)>::new();
-    for round in 0..rounds {
+    let mut failures = BTreeMap::<String, (u64, String)>::new();
+    for round in 0..cases / forms.len() as u64 {
         if round % 8 == 0 {
             pair.fill(None);
         }
         for code in &forms {
-            let Some(case) = generate::case(*code, &mut pair.random) else {
+            let Some(case) = generate::case(*code, width, &mut pair.random) else {
                 continue;
             };
             if let Err(difference) = pair.compare(&case) {
-                let text = format!(
-                    "{code:?} {:02x?} {}",
-                    case.bytes,
-                    describe(&case, &difference)
-                );
+                let text = describe(*code, &case, &difference);
                 failures.entry(format!("{code:?}")).or_insert((0, text)).0 += 1;
                 pair.fill(None);
             }
@@ -192,13 +193,17 @@ fn every_form_of_integer_instruction_ends_as_on_the_host() {
     );
 }
 
-fn describe(case: &Case, difference: &str) -> String {
-    let Registers { gpr, flags } = case.before;
-    let instruction = Guest::decode(&case.bytes, Width::Code64);
-    format!(
-        "{:?} {:?} {:?}\n  from {gpr:x?} flags {flags:x}\n  {difference}",
-        instruction.mnemonic(),
-        instruction.op0_kind(),
-        instruction.op1_kind()
-    )
+fn describe(code: Code, case: &Case, difference: &str) -> String {
+    let (Registers { gpr, flags }, bytes) = (case.before, &case.bytes);
+    format!("{code:?} {bytes:02x?}\n  from {gpr:x?} flags {flags:x}\n  {difference}")
+}
+
+#[test]
+fn every_form_of_integer_instruction_ends_as_on_the_host() {
+    compare_all(Width::Code64, setting("CPU_DIFFERENTIAL_CASES", 100_000));
+}
+
+#[test]
+fn every_form_of_32_bit_integer_instruction_ends_as_on_the_host() {
+    compare_all(Width::Code32, setting("CPU_DIFFERENTIAL_CASES", 100_000));
 }

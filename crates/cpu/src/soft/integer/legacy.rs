@@ -99,12 +99,12 @@ fn salc(core: &mut Core, _op: &Op) -> Result<Flow, Fault> {
 
 fn bound<T: Word>(core: &mut Core, op: &Op) -> Result<Flow, Fault> {
     let linear = core.linear(&op.mem, 2 * T::BYTES, Access::Read)?;
-    let lowest = core.load::<T>(linear)?.signed();
-    let highest = core
-        .load::<T>(linear.wrapping_add(T::BYTES as u64))?
-        .signed();
     let index = core.get::<T>(op.a).signed();
-    if index < lowest || index > highest {
+    if index < core.load::<T>(linear)?.signed() {
+        return Err(Fault::BOUND);
+    }
+    let highest = core.load::<T>(linear.wrapping_add(T::BYTES as u64))?;
+    if index > highest.signed() {
         return Err(Fault::BOUND);
     }
     Ok(Flow::Next)

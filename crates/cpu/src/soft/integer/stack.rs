@@ -153,10 +153,18 @@ fn push_memory<T: Word>(core: &mut Core, op: &Op) -> Result<Flow, Fault> {
     Ok(Flow::Next)
 }
 
-/// The selector, extended by zeros.
+/// A selector takes a whole word of the stack; of 32 bits only the selector itself is written, as
+/// recent processors do (Intel SDM 2B, `push`).
 fn push_segment<T: Word>(core: &mut Core, op: &Op) -> Result<Flow, Fault> {
     let selector = core.segments[op.extra as usize % 6].selector;
-    push(core, T::low(u64::from(selector)))?;
+    if T::BYTES != 4 {
+        push(core, T::low(u64::from(selector)))?;
+        return Ok(Flow::Next);
+    }
+    let offset = core.regs[SP as usize].wrapping_sub(4);
+    let linear = stack_address(core, offset, 4, Access::Write)?;
+    core.store(linear, selector)?;
+    set_stack_pointer(core, offset);
     Ok(Flow::Next)
 }
 
@@ -196,24 +204,22 @@ fn push_all<T: Word>(core: &mut Core, _op: &Op) -> Result<Flow, Fault> {
     Ok(Flow::Next)
 }
 
+/// `popa`. After a fault in the middle some registers have their new values already, as on
+/// processors; the stack pointer has not, so it can be executed again.
 fn pop_all<T: Word>(core: &mut Core, _op: &Op) -> Result<Flow, Fault> {
     let before = core.regs[SP as usize];
-    let mut values = [T::low(0); 8];
-    for value in &mut values {
+    for register in (0..8).rev() {
         match pop::<T>(core) {
-            Ok((word, after)) => {
-                *value = word;
+            Ok((value, after)) => {
                 set_stack_pointer(core, after);
+                if register != SP {
+                    core.put(register, value);
+                }
             }
             Err(fault) => {
                 core.regs[SP as usize] = before;
                 return Err(fault);
             }
-        }
-    }
-    for (register, value) in (0..8).rev().zip(values) {
-        if register != SP {
-            core.put(register, value);
         }
     }
     Ok(Flow::Next)

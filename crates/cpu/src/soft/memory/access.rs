@@ -60,7 +60,8 @@ pub(in crate::soft) fn permits(
         };
         offset > u64::from(segment.limit) && last <= top
     } else {
-        last <= u64::from(segment.limit)
+        // A segment of 4 GiB has no end: what goes past it wraps.
+        last <= u64::from(segment.limit) || segment.limit == u32::MAX
     }
 }
 
