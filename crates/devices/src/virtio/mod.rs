@@ -29,6 +29,7 @@ pub mod entropy;
 #[doc(hidden)]
 pub mod fuzzing;
 mod limiter;
+pub mod net;
 pub mod pci;
 mod queue;
 #[cfg(test)]

@@ -4,7 +4,13 @@
 //! Owned by the worker that serves it; the transport makes it when the driver is ready and takes it
 //! back when the device is paused or reset.
 
-use std::{io, sync::Arc, sync::atomic::Ordering};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{Ordering, fence},
+    },
+};
 
 use memory::GuestMemory;
 use serde::{Deserialize, Serialize};
@@ -97,8 +103,8 @@ pub struct VirtQueue {
     memory: GuestMemory,
     kick: EventFd,
     interrupt: Arc<dyn Interrupt>,
-    /// Answers were given since the driver was last told.
-    answered: bool,
+    /// How far the used ring was when interrupting was last thought about.
+    told: u16,
 }
 
 impl VirtQueue {
@@ -140,7 +146,7 @@ impl VirtQueue {
             memory,
             kick,
             interrupt,
-            answered: false,
+            told: saved.next_used,
         })
     }
 
@@ -249,41 +255,66 @@ impl VirtQueue {
     /// # Errors
     /// When the used ring cannot be written.
     pub fn complete(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
-        self.answered = true;
         self.queue
             .add_used(&self.memory, head, written)
             .map_err(|error| self.rings(&error))
     }
 
-    /// Interrupts the driver if there are answers it does not know of and wants to be told.
+    /// Gives several requests back so that the driver sees all of them or none.
+    ///
+    /// # Errors
+    /// When the used ring cannot be written.
+    pub fn complete_together(&mut self, answers: &[(u16, u32)]) -> Result<(), QueueError> {
+        let Some((last, first)) = answers.split_last() else {
+            return Ok(());
+        };
+        for (head, written) in first {
+            let slot = self.queue.next_used() % self.queue.size();
+            let at = self.queue.used_ring() + 4 + u64::from(slot) * 8;
+            let mut element = [0; 8];
+            element[..2].copy_from_slice(&head.to_le_bytes());
+            element[4..].copy_from_slice(&written.to_le_bytes());
+            self.memory
+                .write_slice(&element, GuestAddress(at))
+                .map_err(|error| self.rings(&virtio_queue::Error::GuestMemory(error)))?;
+            // The ring's index, which the driver looks at, moves with the last one only.
+            self.queue
+                .set_next_used(self.queue.next_used().wrapping_add(1));
+        }
+        self.complete(last.0, last.1)
+    }
+
+    /// Interrupts the driver if there are answers it does not know of and wants to be told (2.7.7
+    /// and 2.7.10).
     ///
     /// # Errors
     /// When the rings cannot be read.
     pub fn notify(&mut self) -> Result<(), QueueError> {
-        if !std::mem::take(&mut self.answered) {
+        let (old, new) = (self.told, self.queue.next_used());
+        if old == new {
             return Ok(());
         }
-        let wanted = self.queue.needs_notification(&self.memory);
-        if wanted.map_err(|error| self.rings(&error))? && !self.interrupts_suppressed()? {
+        self.told = new;
+        // The driver writes what it wants after it looked at the index, we the other way round.
+        fence(Ordering::SeqCst);
+        let available = self.queue.avail_ring();
+        let wanted = if self.queue.event_idx_enabled() {
+            let event = self.load(available + 4 + u64::from(self.queue.size()) * 2)?;
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            u32::from(self.load(available)?) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        };
+        if wanted {
             self.interrupt.queue_used(self.index);
         }
         Ok(())
     }
 
-    /// Without event indexes the driver says by a flag that it wants no interrupts (2.7.7); the
-    /// queue library does not look at it.
-    fn interrupts_suppressed(&self) -> Result<bool, QueueError> {
-        if self.queue.event_idx_enabled() {
-            return Ok(false);
-        }
-        let flags: u16 = self
-            .memory
-            .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
-            .map_err(|error| QueueError::Rings {
-                queue: self.index,
-                reason: error.to_string(),
-            })?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT != 0)
+    fn load(&self, address: u64) -> Result<u16, QueueError> {
+        let loaded = self.memory.load(GuestAddress(address), Ordering::Relaxed);
+        loaded
+            .map(u16::from_le)
+            .map_err(|error| self.rings(&virtio_queue::Error::GuestMemory(error)))
     }
 
     /// Asks the driver to ring for new requests, or not to. When asked to, says whether some came
