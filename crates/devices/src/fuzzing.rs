@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::{
     Registers,
+    acpi::PowerRegisters,
     i8042::I8042,
     ioapic::Ioapic,
     pci::{ConfigPorts, HostBridge, PciBus},
@@ -89,4 +90,14 @@ pub fn rtc(bytes: &[u8]) {
     accesses(&rtc, 2, bytes);
     assert!(rtc.restore(&rtc.state()).is_ok(), "what was saved is taken");
     accesses(&I8042::new(|| {}), 5, bytes);
+}
+
+/// The registers of ACPI.
+pub fn power(bytes: &[u8]) {
+    let power = PowerRegisters::new(Arc::new(Nowhere), |_| {});
+    for part in bytes.chunks(50) {
+        accesses(&power, 8, part);
+        power.press_power_button();
+    }
+    power.restore(power.state());
 }

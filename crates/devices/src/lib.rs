@@ -8,6 +8,7 @@
 //! (a serde type with `state()` and `restore()` on the device), `tests.rs` proves it. What is more
 //! than one noun gets a file of its own.
 
+pub mod acpi;
 pub mod i8042;
 pub mod ioapic;
 pub mod pci;
