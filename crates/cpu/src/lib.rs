@@ -15,6 +15,8 @@
 mod bus;
 pub mod cpuid;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod kvm;
 pub mod soft;
 pub mod state;

@@ -13,6 +13,20 @@ use crate::{
     serial::Serial,
 };
 
+/// All devices of the platform; the first byte chooses which.
+pub fn fuzz(bytes: &[u8]) {
+    let Some((&which, bytes)) = bytes.split_first() else {
+        return;
+    };
+    match which % 5 {
+        0 => pci(bytes),
+        1 => serial(bytes),
+        2 => ioapic(bytes),
+        3 => rtc(bytes),
+        _ => power(bytes),
+    }
+}
+
 /// Runs the accesses that `bytes` encode: ten bytes each, of kind and size, offset, value.
 pub fn accesses(registers: &dyn Registers, range: u64, bytes: &[u8]) {
     for access in bytes.chunks_exact(10) {

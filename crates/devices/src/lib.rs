@@ -3,6 +3,16 @@
 //! A device is reached through [`Registers`] and reaches back through RAM, [`Interrupts`] and
 //! [`Line`]. It knows of no CPU and of no hypervisor, so all of them work with both.
 //!
+//! ```text
+//!  ports   0x3f8  serial::Serial         line 4     memory  ECAM_START    pci::PciBus (ECAM)
+//!          0x60   i8042::I8042                              IOAPIC_START  ioapic::Ioapic
+//!          0x70   rtc::Rtc                                  elsewhere     pci::PciBus (BARs)
+//!          0xcf8  pci::ConfigPorts
+//!          0x600  acpi::PowerRegisters   line 9     ends of interrupts go to the IOAPIC
+//! ```
+//! Each has its ports or size as constants; lines are [`ioapic::Ioapic::line`]. What the guest reads
+//! of all this is [`acpi::tables`].
+//!
 //! Every directory has the same files: `mod.rs` says what the device is and what follows which
 //! specification, `device.rs` holds the device behind its lock, `state.rs` what is saved of it
 //! (a serde type with `state()` and `restore()` on the device), `tests.rs` proves it. What is more
