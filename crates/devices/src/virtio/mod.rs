@@ -21,6 +21,7 @@
 //! two looks at the stop bell is bounded ([`VirtQueue::serve`]), and a queue that breaks the rules
 //! sets DEVICE_NEEDS_RESET and is not touched again before the reset.
 
+pub mod balloon;
 pub mod block;
 mod chain;
 pub mod console;
