@@ -1,6 +1,6 @@
 //! Carries packets between one port and one pair of queues.
 
-use std::{io, os::fd::AsFd, sync::Arc, time::Instant};
+use std::{io, sync::Arc, time::Instant};
 
 use rustix::event::epoll::EventFlags;
 
@@ -8,6 +8,7 @@ use super::{
     config::{F_MERGE_BUFFERS, HEADER_BUFFERS, HEADER_BYTES, PACKET_BYTES},
     control,
     device::Shared,
+    port::Received,
 };
 use crate::virtio::{Chain, Events, Handler, Interrupt, MAX_VECTORS, QueueError, VirtQueue, fd};
 
@@ -88,10 +89,13 @@ impl NetHandler {
             }
             let bytes = match self.held.take() {
                 Some(bytes) => bytes,
-                None => match shared.ports[self.pair].receive(&mut self.packet) {
-                    Ok(bytes) if bytes > HEADER_BYTES => bytes,
-                    // Not a packet: the other end of a socket went away.
-                    Ok(_) => return Ok(false),
+                None => match shared.ports[self.pair].receive(&mut self.packet, self.features) {
+                    Ok(Received::Packet(bytes)) => bytes,
+                    Ok(Received::Unfit) => {
+                        shared.received.dropped();
+                        continue;
+                    }
+                    Ok(Received::Nothing) => return Ok(false),
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                     Err(error) => return Ok(error.kind() == io::ErrorKind::WouldBlock),
                 },
@@ -186,7 +190,7 @@ impl NetHandler {
             return Ok(());
         };
         let (shared, mut wait) = (&self.shared, None);
-        let port = shared.ports[self.pair].as_fd();
+        let port = &shared.ports[self.pair];
         queue.serve(|memory, chain| {
             wait = shared.transmit_limiter.admit(Instant::now());
             if wait.is_some() {
@@ -197,7 +201,7 @@ impl NetHandler {
             let fits = (LEAST_BYTES..=PACKET_BYTES as u64).contains(&bytes)
                 && packet.list().len() <= MAX_VECTORS;
             // What the kernel does not take now is lost, as on any wire.
-            if fits && shared.link() && packet.write_to(memory, port).is_ok() {
+            if fits && shared.link() && port.send(memory, packet).is_ok() {
                 shared.sent.passed(bytes - HEADER_BYTES as u64);
             } else {
                 shared.sent.dropped();

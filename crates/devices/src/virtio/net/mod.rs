@@ -1,4 +1,4 @@
-//! virtio-net (virtio 1.2, 5.1): a network card on a tap device.
+//! virtio-net (virtio 1.2, 5.1): a network card on a tap device or an interface.
 //!
 //! A pair of queues has a worker and a queue of the tap of its own. Checksums and segmentation stay
 //! undone where both sides can leave them to the other: what the driver accepts is told to the tap,
@@ -9,6 +9,7 @@ mod config;
 mod control;
 mod device;
 mod handler;
+mod interface;
 mod port;
 #[cfg(test)]
 mod tests;

@@ -366,3 +366,59 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn frames_of_an_interface_are_the_guests() {
+    // A namespace of this test's own thread, with a pair of interfaces in it.
+    // SAFETY: no other thread is meant to share what this one leaves.
+    if let Err(error) = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) } {
+        eprintln!("SKIP frames_of_an_interface_are_the_guests: no network namespace: {error}");
+        return;
+    }
+    let made = Command::new("sh")
+        .arg("-c")
+        .arg(
+            "ip link set lo up && ip link add a0 type veth peer name b0 \
+             && echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6 \
+             && ip link set a0 up && ip link set b0 up && ip addr add 192.0.2.1/24 dev a0",
+        )
+        .status();
+    assert!(made.unwrap().success(), "iproute2 is missing");
+    let port = Port::interface("b0").unwrap();
+    let socket = UdpSocket::bind("192.0.2.1:0").unwrap();
+    socket.set_broadcast(true).unwrap();
+    socket.send_to(b"ahoy", "192.0.2.255:9").unwrap();
+    let mut received = vec![0; PACKET_BYTES];
+    let mut found = None;
+    eventually("the packet comes", || {
+        // A driver without offloads gets whole checksums.
+        if let Ok(super::port::Received::Packet(bytes)) = port.receive(&mut received, 0) {
+            found = received[..bytes].ends_with(b"ahoy").then_some(bytes);
+        }
+        found.is_some()
+    });
+    let frame = &received[HEADER_BYTES..found.unwrap()];
+    assert_eq!(received[0] & 1, 0, "nothing is left to be done");
+    assert_eq!(udp_sum(frame), 0xffff, "the checksum is right");
+}
+
+/// The sum over a UDP packet and its pseudo header: all ones when its checksum is right.
+fn udp_sum(frame: &[u8]) -> u16 {
+    let ip = &frame[14..];
+    let udp = &ip[20..];
+    let pseudo = [
+        &ip[12..20],
+        &[0, 17][..],
+        &(udp.len() as u16).to_be_bytes()[..],
+        udp,
+    ]
+    .concat();
+    let mut sum: u32 = 0;
+    for pair in pseudo.chunks(2) {
+        sum += u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
