@@ -1,14 +1,19 @@
 //! Operands larger than [`Core::find`] takes at once: up to a few hundred bytes.
 
-use crate::soft::{Core, Fault, core::Access, memory::access::stack_fault, op::Mem};
+use crate::soft::{
+    Core, Fault,
+    core::{Access, Place},
+    memory::access::stack_fault,
+    op::Mem,
+};
 
-/// Most that is moved at once.
+/// Most that [`Core::find`] looks at and [`Core::copy_out`] moves at once.
 const PIECE: usize = 64;
 const PAGE: u64 = 0x1000;
 
-/// Pieces of `bytes` at `linear`, none of which crosses the end of a page: address, and where it
-/// begins and ends in the operand.
-fn pieces(linear: u64, bytes: usize) -> impl Iterator<Item = (u64, usize, usize)> {
+/// The parts of `bytes` at `linear` by page: address, and where it begins and ends in the operand.
+/// What may be done to one byte of a page may be done to all.
+fn parts(linear: u64, bytes: usize) -> impl Iterator<Item = (u64, usize, usize)> {
     let mut done = 0;
     std::iter::from_fn(move || {
         if done == bytes {
@@ -16,8 +21,7 @@ fn pieces(linear: u64, bytes: usize) -> impl Iterator<Item = (u64, usize, usize)
         }
         let at = linear.wrapping_add(done as u64);
         let start = done;
-        let in_page = (PAGE - at % PAGE) as usize;
-        done += (bytes - done).min(PIECE).min(in_page);
+        done += (bytes - done).min((PAGE - at % PAGE) as usize);
         Some((at, start, done))
     })
 }
@@ -40,16 +44,29 @@ pub(super) fn address(
     Ok(linear)
 }
 
+fn find(core: &mut Core, mem: &Mem, at: u64, access: Access) -> Result<Place, Fault> {
+    core.find(at, 1, access)
+        .map_err(|fault| stack_fault(mem, fault))
+}
+
 /// Fills `data` from a linear address.
 ///
 /// # Errors
 /// What [`Core::find`] raises.
 pub(super) fn load(core: &mut Core, mem: &Mem, linear: u64, data: &mut [u8]) -> Result<(), Fault> {
-    for (at, start, end) in pieces(linear, data.len()) {
-        let place = core
-            .find(at, end - start, Access::Read)
-            .map_err(|fault| stack_fault(mem, fault))?;
-        core.copy_in(place, at, &mut data[start..end]);
+    for (at, start, end) in parts(linear, data.len()) {
+        let part = &mut data[start..end];
+        match find(core, mem, at, Access::Read)? {
+            // SAFETY: RAM is mapped in whole pages, and the part does not leave its page.
+            Place::Ram(host) => unsafe {
+                std::ptr::copy_nonoverlapping(host.as_ptr(), part.as_mut_ptr(), part.len());
+            },
+            Place::Device(physical) | Place::Split(physical, _) => {
+                for (offset, piece) in (physical..).step_by(PIECE).zip(part.chunks_mut(PIECE)) {
+                    core.physical_read(offset, piece);
+                }
+            }
+        }
     }
     Ok(())
 }
@@ -59,9 +76,8 @@ pub(super) fn load(core: &mut Core, mem: &Mem, linear: u64, data: &mut [u8]) -> 
 /// # Errors
 /// What [`Core::find`] raises.
 pub(super) fn probe(core: &mut Core, mem: &Mem, linear: u64, bytes: usize) -> Result<(), Fault> {
-    for (at, start, end) in pieces(linear, bytes) {
-        core.find(at, end - start, Access::Write)
-            .map_err(|fault| stack_fault(mem, fault))?;
+    for (at, ..) in parts(linear, bytes) {
+        find(core, mem, at, Access::Write)?;
     }
     Ok(())
 }
@@ -72,9 +88,19 @@ pub(super) fn probe(core: &mut Core, mem: &Mem, linear: u64, bytes: usize) -> Re
 /// What [`Core::find`] raises.
 pub(super) fn store(core: &mut Core, mem: &Mem, linear: u64, data: &[u8]) -> Result<(), Fault> {
     probe(core, mem, linear, data.len())?;
-    for (at, start, end) in pieces(linear, data.len()) {
-        let place = core.find(at, end - start, Access::Write)?;
-        core.copy_out(place, at, &data[start..end]);
+    for (at, start, end) in parts(linear, data.len()) {
+        let part = &data[start..end];
+        match find(core, mem, at, Access::Write)? {
+            // SAFETY: as in `load`.
+            Place::Ram(host) => unsafe {
+                std::ptr::copy_nonoverlapping(part.as_ptr(), host.as_ptr(), part.len());
+            },
+            Place::Device(physical) | Place::Split(physical, _) => {
+                for (offset, piece) in (physical..).step_by(PIECE).zip(part.chunks(PIECE)) {
+                    core.physical_write(offset, piece);
+                }
+            }
+        }
     }
     Ok(())
 }

@@ -169,7 +169,7 @@ fn execute<const UNIT: u8, const MXCSR: bool>(
 fn execute_unmasked(core: &mut Core, op: &Op, memory: *mut u8) -> Result<(), Fault> {
     let before = Snapshot::new(core, op, memory);
     let mxcsr = core.vector.state.mxcsr;
-    let mut attempt = |core: &mut Core, controls: u32| {
+    let attempt = |core: &mut Core, controls: u32| {
         core.vector.run_mxcsr = controls & !RAISED | MASKED;
         call(core, op, memory);
         core.vector.run_mxcsr & RAISED

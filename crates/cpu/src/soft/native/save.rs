@@ -2,6 +2,8 @@
 //! memory. Only the standard form of XSAVE areas is known: a guest's CPUID must not show XSAVEC
 //! and XSAVES.
 
+use std::ops::Range;
+
 use iced_x86::{Instruction, Mnemonic};
 
 use super::{bulk, control::count};
@@ -32,11 +34,6 @@ pub(super) fn select(instruction: &Instruction, width: Width) -> Option<Op> {
         _ => return None,
     };
     Some(Op::new(instruction, width, run))
-}
-
-/// The part of an area before `mxcsr`.
-fn x87_words(state: &VectorState) -> [u8; MXCSR] {
-    array(state.area(), 0)
 }
 
 fn xmm_end(width: Width) -> usize {
@@ -84,7 +81,7 @@ fn requested(core: &Core) -> u64 {
 
 /// Components that may not be in their initial state. Saying so of x87 and SSE always is allowed.
 fn in_use(state: &VectorState) -> u64 {
-    let upper = state.ymm_high.iter().flatten().any(|&it| it != 0);
+    let upper = state.ymm_high != [[0; 16]; 16];
     X87 | SSE | if upper { AVX } else { 0 }
 }
 
@@ -93,43 +90,38 @@ fn xsave<const OPTIMIZED: bool>(core: &mut Core, op: &Op) -> Result<Flow, Fault>
     core.vector.admit(Unit::Xsave)?;
     let linear = bulk::address(core, &op.mem, AREA_BYTES, 63, Access::Write)?;
     let requested = requested(core);
+    let registers = count(core.width);
     let state = core.vector.state.clone();
     let area = state.area();
     let in_use = in_use(&state) & requested;
     let written = if OPTIMIZED { in_use } else { requested };
-    let registers = count(core.width);
-    // All or nothing: whatever is stored lies between these two.
     let end = if written & AVX != 0 {
         YMM_HIGH + 16 * registers
     } else {
         HEADER + 8
     };
+    // What is there, changed where it is to be, and all of it stored again; where that cannot be
+    // stored, nothing is.
     bulk::probe(core, &op.mem, linear, end)?;
-    let mut header = [0; 8];
-    bulk::load(
-        core,
-        &op.mem,
-        linear.wrapping_add(HEADER as u64),
-        &mut header,
-    )?;
-    let present = u64::from_le_bytes(header) & !requested | in_use;
-    let mut put = |offset: usize, bytes: &[u8]| {
-        bulk::store(core, &op.mem, linear.wrapping_add(offset as u64), bytes)
-    };
+    let mut image = [0; AREA_BYTES];
+    bulk::load(core, &op.mem, linear, &mut image[..end])?;
+    let present: u64 = u64::from_le_bytes(array(&image, HEADER)) & !requested | in_use;
+    let mut put = |range: Range<usize>| image[range.clone()].copy_from_slice(&area[range]);
     if written & X87 != 0 {
-        put(0, &x87_words(&state))?;
-        put(ST, &area[ST..XMM])?;
+        put(0..MXCSR);
+        put(ST..XMM);
     }
     if requested & (SSE | AVX) != 0 {
-        put(MXCSR, &area[MXCSR..ST])?;
+        put(MXCSR..ST);
     }
     if written & SSE != 0 {
-        put(XMM, &area[XMM..XMM + 16 * registers])?;
+        put(XMM..XMM + 16 * registers);
     }
     if written & AVX != 0 {
-        put(YMM_HIGH, &area[YMM_HIGH..end])?;
+        put(YMM_HIGH..end);
     }
-    put(HEADER, &present.to_le_bytes())?;
+    image[HEADER..HEADER + 8].copy_from_slice(&present.to_le_bytes());
+    bulk::store(core, &op.mem, linear, &image[..end])?;
     Ok(Flow::Next)
 }
 
