@@ -1,10 +1,9 @@
 //! Memory for stubs: written through one mapping, executed through another, so that no page is
 //! ever both. Made once, before the process gives up its right to map executable memory; bounded;
-//! never reused, so a stub's address stays good for as long as the process lives.
+//! never reused, so a stub's address stays good for as long as the process lives. Only the slot at
+//! its end is written again and again, for what came when all else was full.
 
 use std::{
-    collections::HashMap,
-    hash::{DefaultHasher, Hash, Hasher},
     io,
     ptr::NonNull,
     sync::{Mutex, OnceLock, PoisonError},
@@ -15,6 +14,9 @@ use rustix::mm::{MapFlags, ProtFlags};
 /// Room for all stubs of a process. A running Debian needs a few thousand of about 60 bytes.
 const BYTES: usize = 8 << 20;
 
+/// Room for one stub at the end.
+const SLOT_BYTES: usize = 4096;
+
 /// Stubs begin at multiples of this.
 const ALIGN: usize = 16;
 
@@ -22,19 +24,13 @@ const ALIGN: usize = 16;
 pub(super) struct Arena {
     writable: NonNull<u8>,
     executable: NonNull<u8>,
-    index: Mutex<Index>,
+    /// Bytes handed out.
+    used: Mutex<usize>,
+    slot: Mutex<()>,
 }
 
-#[derive(Default)]
-struct Index {
-    used: usize,
-    /// From a stub's hash to its offset and length. Of two stubs with one hash the later is kept:
-    /// the earlier stays good, it is only not found again.
-    stubs: HashMap<u64, (usize, usize)>,
-}
-
-// SAFETY: the writable mapping is written under the lock of `index` only, and only where no stub
-// was handed out yet; the other is only read.
+// SAFETY: the writable mapping is written under a lock only: of `used` where no stub was
+// handed out yet, of `slot` in the slot. The other is only read.
 unsafe impl Send for Arena {}
 // SAFETY: as above.
 unsafe impl Sync for Arena {}
@@ -82,42 +78,47 @@ impl Arena {
         Ok(Self {
             writable,
             executable,
-            index: Mutex::default(),
+            used: Mutex::default(),
+            slot: Mutex::default(),
         })
     }
 
-    /// Where these bytes can be executed: where they are already, or where they are put now. `None`
-    /// when there is no room left.
+    /// Puts a stub where it can be executed. `None` when there is no room left.
     pub(super) fn place(&self, stub: &[u8]) -> Option<usize> {
-        let mut hasher = DefaultHasher::new();
-        stub.hash(&mut hasher);
-        let hash = hasher.finish();
-        let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(&(offset, length)) = index.stubs.get(&hash)
-            && self.read(offset, length) == stub
-        {
-            return Some(self.executable.as_ptr() as usize + offset);
-        }
-        let offset = index.used;
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let offset = *used;
         let end = offset.checked_add(stub.len())?;
-        if end > BYTES {
+        if end > BYTES - SLOT_BYTES {
             return None;
         }
-        // SAFETY: within the mapping, behind all that was handed out, under the lock. The
-        // processor has not fetched these lines yet, so it cannot hold an older content.
+        // The processor has not fetched these lines yet, so it cannot hold an older content.
+        self.write(offset, stub);
+        *used = end.next_multiple_of(ALIGN);
+        Some(self.executable.as_ptr() as usize + offset)
+    }
+
+    /// Puts a stub into the slot while `body` runs, which gets its address. Slow: one at a time in
+    /// the whole process.
+    pub(super) fn borrow<T>(&self, stub: &[u8], body: impl FnOnce(usize) -> T) -> Option<T> {
+        if stub.len() > SLOT_BYTES {
+            return None;
+        }
+        let _slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let offset = BYTES - SLOT_BYTES;
+        self.write(offset, stub);
+        // Code that was executed at this address before is changed by another one: the processor
+        // must be told (Intel SDM 3A, 9.1.3). `cpuid` serializes.
+        let _ = std::arch::x86_64::__cpuid(0);
+        Some(body(self.executable.as_ptr() as usize + offset))
+    }
+
+    fn write(&self, offset: usize, stub: &[u8]) {
+        // SAFETY: both callers keep within the mapping and hold the lock of that part of it, where
+        // nothing runs meanwhile.
         unsafe {
             let target = self.writable.add(offset);
             std::ptr::copy_nonoverlapping(stub.as_ptr(), target.as_ptr(), stub.len());
         }
-        index.used = end.next_multiple_of(ALIGN);
-        index.stubs.insert(hash, (offset, stub.len()));
-        Some(self.executable.as_ptr() as usize + offset)
-    }
-
-    /// What was placed at an offset.
-    fn read(&self, offset: usize, length: usize) -> &[u8] {
-        // SAFETY: only asked for what was placed, which never changes.
-        unsafe { std::slice::from_raw_parts(self.executable.add(offset).as_ptr(), length) }
     }
 }
 
@@ -128,12 +129,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_stub_is_placed_once_and_a_full_arena_refuses() {
+    fn a_full_arena_still_lends_its_slot() {
+        /// `mov eax, n; ret`
+        fn stub(n: u8) -> [u8; 6] {
+            [0xb8, n, 0, 0, 0, 0xc3]
+        }
+        fn call(entry: usize) -> u32 {
+            // SAFETY: the stub above.
+            unsafe { std::mem::transmute::<usize, extern "sysv64" fn() -> u32>(entry)() }
+        }
         let arena = Arena::new().unwrap();
-        let first = arena.place(&[0xc3; 40]).unwrap();
-        assert_eq!(arena.place(&[0xc3; 40]), Some(first));
-        assert_eq!(arena.place(&[0xc3; 41]), Some(first + 48));
-        assert_eq!(arena.place(&vec![0; BYTES]), None);
-        assert_eq!(arena.place(&[0xc3; 40]), Some(first));
+        let first = arena.place(&stub(1)).unwrap();
+        let second = arena.place(&stub(2)).unwrap();
+        assert_eq!(arena.place(&vec![0; BYTES - SLOT_BYTES]), None);
+        for n in 3..100 {
+            assert_eq!(arena.borrow(&stub(n), call), Some(u32::from(n)));
+        }
+        assert_eq!(arena.borrow(&[0xc3; SLOT_BYTES + 1], call), None);
+        assert_eq!((call(first), call(second)), (1, 2));
     }
 }

@@ -26,6 +26,7 @@ mod masked;
 mod plan;
 mod run;
 mod save;
+mod template;
 mod x87;
 
 use std::io;
@@ -54,9 +55,7 @@ pub fn select(instruction: &Instruction, width: Width) -> Option<Op> {
     if let Some(op) = WRITTEN.iter().find_map(|it| it(instruction, width)) {
         return Some(op);
     }
-    let plan = plan::plan(instruction)?;
-    let entry = Arena::get().ok()?.place(&plan.stub)?;
-    Some(run::op(instruction, width, &plan, entry))
+    template::op(instruction, width)
 }
 
 #[cfg(test)]

@@ -38,16 +38,36 @@ const FLUSH_TO_ZERO: u32 = 1 << 15;
 /// All exceptions masked.
 const MASKED: u32 = 0x1f80;
 
-/// Makes the op of a stub that was placed at `entry`.
-pub(super) fn op(instruction: &Instruction, width: Width, plan: &Plan, entry: usize) -> Op {
-    let mut op = Op::new(instruction, width, handler(plan));
-    op.imm = entry as u64;
-    op.extra = (plan.flags_read << 16 | plan.flags_written) as u32;
-    if let Some(memory) = plan.memory {
-        op.a = memory.bytes;
-        op.b = memory.alignment_mask;
+/// What the ops of one stub have in common.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Template {
+    run: Handler,
+    entry: u64,
+    flags: u32,
+    bytes: u8,
+    alignment_mask: u8,
+}
+
+impl Template {
+    /// Of a stub that was placed at `entry`.
+    pub(super) fn new(plan: &Plan, entry: usize) -> Self {
+        Self {
+            run: handler(plan),
+            entry: entry as u64,
+            flags: (plan.flags_read << 16 | plan.flags_written) as u32,
+            bytes: plan.memory.map_or(0, |it| it.bytes),
+            alignment_mask: plan.memory.map_or(0, |it| it.alignment_mask),
+        }
     }
-    op
+
+    /// The op of an instruction this was made for.
+    pub(super) fn op(&self, instruction: &Instruction, width: Width) -> Op {
+        let mut op = Op::new(instruction, width, self.run);
+        op.imm = self.entry;
+        op.extra = self.flags;
+        (op.a, op.b) = (self.bytes, self.alignment_mask);
+        op
+    }
 }
 
 fn handler(plan: &Plan) -> Handler {

@@ -26,6 +26,8 @@ struct Case {
     /// Offset of the operand in the window.
     offset: usize,
     device: bool,
+    /// As if there were no room for its stub.
+    unplaced: bool,
     memory: [u8; WINDOW_BYTES],
 }
 
@@ -140,6 +142,7 @@ impl Case {
             // A device's registers are in one page.
             offset: if device { offset % 96 } else { offset },
             device,
+            unplaced: random.chance(16),
             memory,
         })
     }
@@ -161,7 +164,10 @@ impl Case {
     }
 
     fn in_core(&self, core: &mut Core) -> Option<Outcome> {
-        let op = native::select(&self.instruction, Width::Code64)?;
+        let mut op = native::select(&self.instruction, Width::Code64)?;
+        if self.unplaced && native::plan::plan(&self.instruction).is_some() {
+            op = native::template::unplaced(&self.instruction, Width::Code64)?;
+        }
         let window = if self.device { DEVICE } else { WINDOW };
         core.vector.state = self.state.vector.clone();
         core.regs[..16].copy_from_slice(&self.state.regs);
