@@ -2,7 +2,10 @@
 
 use memory::Ram;
 
-use crate::boot::Kernel;
+use crate::{
+    boot::Kernel,
+    control::{Request, protocol::decode},
+};
 
 /// A kernel file, looked through and loaded.
 pub fn kernel(bytes: &[u8]) {
@@ -16,4 +19,12 @@ pub fn kernel(bytes: &[u8]) {
 /// A configuration.
 pub fn config(bytes: &[u8]) {
     let _refused = crate::VmConfig::parse(bytes);
+}
+
+/// What a client of the control socket sends.
+pub fn control(bytes: &[u8]) {
+    let mut bytes = bytes.to_vec();
+    while let Ok(Some(request)) = decode::<Request>(&mut bytes) {
+        drop(request);
+    }
 }

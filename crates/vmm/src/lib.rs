@@ -13,11 +13,15 @@ pub mod boot;
 pub mod bus;
 pub mod config;
 pub mod console;
+pub mod control;
 pub mod exit;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod jail;
 pub mod machine;
 mod outbox;
+pub mod process;
+pub mod resources;
 
 pub use config::VmConfig;
 pub use exit::{ExitRecord, StopReason};

@@ -127,21 +127,35 @@ fn find_pvh_entry(
     let mut notes = vec![0; usize::try_from(segment.file_bytes).unwrap_or(0)];
     read(source, segment.offset, &mut notes)?;
     let mut rest = notes.as_slice();
-    while let Some((kind, name, description, after)) = next_note(rest) {
-        if kind == NOTE_PHYS32_ENTRY && name == b"Xen\0" {
-            return Ok(description.first_chunk().map(|it| u32::from_le_bytes(*it)));
+    while let Some((note, after)) = Note::split_off(rest) {
+        if note.kind == NOTE_PHYS32_ENTRY && note.name == b"Xen\0" {
+            let entry = note.description.first_chunk();
+            return Ok(entry.map(|it| u32::from_le_bytes(*it)));
         }
         rest = after;
     }
     Ok(None)
 }
 
-/// Splits off one note: its type, name, description, and what comes after it.
-fn next_note(notes: &[u8]) -> Option<(u32, &[u8], &[u8], &[u8])> {
-    let (header, rest) = notes.split_at_checked(12)?;
-    let (name, rest) = padded(rest, u32_at(header, 0))?;
-    let (description, rest) = padded(rest, u32_at(header, 4))?;
-    Some((u32_at(header, 8), name, description, rest))
+struct Note<'a> {
+    kind: u32,
+    name: &'a [u8],
+    description: &'a [u8],
+}
+
+impl<'a> Note<'a> {
+    /// The first note, and what comes after it.
+    fn split_off(notes: &'a [u8]) -> Option<(Self, &'a [u8])> {
+        let (header, rest) = notes.split_at_checked(12)?;
+        let (name, rest) = padded(rest, u32_at(header, 0))?;
+        let (description, rest) = padded(rest, u32_at(header, 4))?;
+        let note = Note {
+            kind: u32_at(header, 8),
+            name,
+            description,
+        };
+        Some((note, rest))
+    }
 }
 
 /// `length` bytes, and what follows their padding to a multiple of four.

@@ -125,7 +125,8 @@ impl Serving {
             let output = self.console.output.take();
             self.put_out(&output);
             self.type_in();
-            if over && output.is_empty() {
+            if over {
+                self.serve();
                 return;
             }
             if self.wait().is_err() {

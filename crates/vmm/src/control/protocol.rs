@@ -1,0 +1,210 @@
+//! What is said on the control socket: a little-endian `u32` length, and as many bytes of JSON.
+//!
+//! [`VERSION`] counts incompatible changes. Fields may be added; unknown ones are ignored.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::exit::StopReason;
+
+/// The version spoken here.
+pub const VERSION: u32 = 1;
+/// The longest message, in bytes.
+pub const MAX_MESSAGE: usize = 64 << 10;
+const HEADER: usize = 4;
+
+/// What a client asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum Request {
+    /// First on every connection. Answer: [`Reply::Welcome`].
+    Hello {
+        /// The client's [`VERSION`].
+        version: u32,
+    },
+    /// Answer: [`Reply::Status`].
+    Status,
+    /// Holds all vCPUs. On the answer none runs.
+    Pause,
+    /// Lets them run on.
+    Resume,
+    /// Presses the power button: a guest with an operating system shuts down.
+    Stop,
+    /// Resets the machine at once, as by the button.
+    Reset,
+    /// Ends the machine at once.
+    Kill,
+    /// Answer: [`Reply::Stats`].
+    Stats,
+    /// Changes limits while it runs.
+    SetLimits(Limits),
+    /// From now on events come on this connection.
+    Subscribe,
+}
+
+/// Limits to change; what is left out stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Of disks, by their id.
+    pub disks: Vec<RateLimit>,
+    /// Of network interfaces, by their tap's name.
+    pub nets: Vec<RateLimit>,
+    /// For each vCPU the CPUs of the host it may run on; empty for all.
+    pub pinning: Option<Vec<Vec<u32>>>,
+    /// How much memory the balloon is to take from the guest, in bytes.
+    pub balloon_bytes: Option<u64>,
+}
+
+/// How fast a device may be; 0 for any speed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateLimit {
+    /// Which device.
+    pub id: String,
+    /// Bytes a second.
+    #[serde(default)]
+    pub bytes_per_second: u64,
+    /// Requests or packets a second.
+    #[serde(default)]
+    pub operations_per_second: u64,
+}
+
+/// What is answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum Reply {
+    /// To [`Request::Hello`].
+    Welcome {
+        /// The [`VERSION`] spoken here.
+        version: u32,
+        /// Name of the machine.
+        name: String,
+    },
+    /// Done.
+    Ok,
+    /// Not done.
+    Error {
+        /// What happened, why, what to do.
+        message: String,
+    },
+    /// To [`Request::Status`].
+    Status(Status),
+    /// To [`Request::Stats`].
+    Stats(Stats),
+    /// After [`Request::Subscribe`], at any time.
+    Event(Event),
+}
+
+/// How a machine is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// What it does.
+    pub state: RunState,
+    /// What executes its vCPUs.
+    pub accel: String,
+    /// How many it has.
+    pub vcpus: u32,
+    /// Size of its RAM.
+    pub memory_bytes: u64,
+    /// How often it was booted, 1 without a reset.
+    pub boots: u32,
+    /// Since this boot.
+    pub uptime_ms: u64,
+}
+
+/// What a machine does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunState {
+    /// No guest code has run.
+    Created,
+    /// Its vCPUs run.
+    Running,
+    /// They are held.
+    Paused,
+    /// It is about to be gone.
+    Stopped,
+}
+
+/// What a machine has used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Of each vCPU's thread.
+    pub vcpus: Vec<VcpuStats>,
+    /// Of all threads together.
+    pub cpu_time_ns: u64,
+    /// Of RAM, that the host has given pages for.
+    pub memory_resident_bytes: u64,
+}
+
+/// What a vCPU has used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VcpuStats {
+    /// Of the host.
+    pub cpu_time_ns: u64,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// The state changed.
+    State {
+        /// To what.
+        state: RunState,
+    },
+    /// It is over; the last message.
+    Stopped {
+        /// Why.
+        reason: StopReason,
+    },
+    /// A device has trouble.
+    Device {
+        /// Which, and what.
+        message: String,
+    },
+}
+
+/// The bytes on the wire are no message.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// It is longer than [`MAX_MESSAGE`].
+    #[error("a message of {0} bytes; at most {MAX_MESSAGE} are accepted")]
+    TooLong(usize),
+    /// It is not JSON of the expected kind.
+    #[error("a message that cannot be read")]
+    Json(#[from] serde_json::Error),
+}
+
+/// The bytes of a message.
+///
+/// # Errors
+/// When it would be too long.
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, WireError> {
+    let mut bytes = vec![0; HEADER];
+    serde_json::to_writer(&mut bytes, message)?;
+    let length = bytes.len() - HEADER;
+    let header = u32::try_from(length).ok().filter(|_| length <= MAX_MESSAGE);
+    let header = header.ok_or(WireError::TooLong(length))?;
+    bytes[..HEADER].copy_from_slice(&header.to_le_bytes());
+    Ok(bytes)
+}
+
+/// Takes the first message off `bytes`, if it is there as a whole.
+///
+/// # Errors
+/// When there cannot be one: the connection is of no use any more.
+pub fn decode<T: DeserializeOwned>(bytes: &mut Vec<u8>) -> Result<Option<T>, WireError> {
+    let Some(header) = bytes.first_chunk::<HEADER>() else {
+        return Ok(None);
+    };
+    let length = u32::from_le_bytes(*header) as usize;
+    if length > MAX_MESSAGE {
+        return Err(WireError::TooLong(length));
+    }
+    let Some(message) = bytes.get(HEADER..HEADER + length) else {
+        return Ok(None);
+    };
+    let message = serde_json::from_slice(message)?;
+    bytes.drain(..HEADER + length);
+    Ok(Some(message))
+}

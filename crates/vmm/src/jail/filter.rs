@@ -1,0 +1,249 @@
+//! Which system calls each kind of thread may make. Any other ends the process by `SIGSYS`, which
+//! the supervisor records.
+
+use std::{borrow::Cow, io};
+
+use seccomp::{
+    Action, Argument, CompileError, NewCalls, Operator, Policy, Program, Rule, compile, install,
+};
+
+/// What a thread is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ThreadKind {
+    /// Runs guest code, and devices on its behalf.
+    Vcpu,
+    /// Serves the queues of a device.
+    Device,
+    /// Serves the vsock, which connects to sockets of the host.
+    Vsock,
+    /// Serves the console.
+    Console,
+    /// Serves the control socket, and ends the process.
+    Control,
+}
+
+const KINDS: [ThreadKind; 5] = [
+    ThreadKind::Vcpu,
+    ThreadKind::Device,
+    ThreadKind::Vsock,
+    ThreadKind::Console,
+    ThreadKind::Control,
+];
+
+/// Memory, locks, time, signals, the end: what Rust's and C's libraries need on every thread.
+const ALL: &[&str] = &[
+    "brk",
+    "clock_gettime",
+    "clock_getres",
+    "clock_nanosleep",
+    "close",
+    "exit",
+    "exit_group",
+    "futex",
+    "getpid",
+    "getrandom",
+    "gettid",
+    "gettimeofday",
+    "madvise",
+    "mmap",
+    "mprotect",
+    "mremap",
+    "munmap",
+    "nanosleep",
+    "read",
+    "restart_syscall",
+    "rseq",
+    "rt_sigaction",
+    "rt_sigprocmask",
+    "rt_sigreturn",
+    "sched_yield",
+    "set_robust_list",
+    "sigaltstack",
+    "tgkill",
+    "write",
+    "writev",
+];
+
+/// Waiting for files.
+const WAIT: &[&str] = &["epoll_ctl", "epoll_pwait", "epoll_wait", "poll", "ppoll"];
+
+impl ThreadKind {
+    fn calls(self) -> &'static [&'static [&'static str]] {
+        match self {
+            Self::Vcpu => &[
+                ALL,
+                // The local APIC's timer, and devices that a store to a register starts or stops.
+                &[
+                    "timer_create",
+                    "timer_delete",
+                    "timer_gettime",
+                    "timer_settime",
+                    "epoll_ctl",
+                    "sched_setaffinity",
+                ],
+            ],
+            Self::Device => &[
+                ALL,
+                WAIT,
+                &[
+                    "fallocate",
+                    "fdatasync",
+                    "fstat",
+                    "fsync",
+                    "io_uring_enter",
+                    "lseek",
+                    "pread64",
+                    "preadv",
+                    "preadv2",
+                    "pwrite64",
+                    "pwritev",
+                    "pwritev2",
+                    "readv",
+                    "timerfd_settime",
+                ],
+            ],
+            Self::Vsock => &[
+                ALL,
+                WAIT,
+                &[
+                    "accept4",
+                    "connect",
+                    "fcntl",
+                    "getsockopt",
+                    "readv",
+                    "recvfrom",
+                    "recvmsg",
+                    "sendmsg",
+                    "sendto",
+                    "shutdown",
+                ],
+            ],
+            Self::Console => &[
+                ALL,
+                WAIT,
+                &[
+                    "accept4",
+                    "copy_file_range",
+                    "fcntl",
+                    "ftruncate",
+                    "fstat",
+                    "lseek",
+                    "recvfrom",
+                    "sendfile",
+                    "sendto",
+                    "shutdown",
+                    "splice",
+                    "statx",
+                ],
+            ],
+            Self::Control => &[
+                ALL,
+                WAIT,
+                &[
+                    "accept4",
+                    "fcntl",
+                    "fstat",
+                    "getrusage",
+                    "recvfrom",
+                    "sendto",
+                    "shutdown",
+                    "timer_delete",
+                ],
+            ],
+        }
+    }
+
+    /// Calls that are allowed with some arguments only.
+    fn conditional(self) -> Vec<Rule> {
+        let mut rules = vec![
+            // Advice on memory and names of threads.
+            only("prctl", 0, &[libc::PR_SET_NAME as u64, PR_SET_VMA]),
+        ];
+        match self {
+            Self::Vcpu => rules.push(only("ioctl", 1, KVM_VCPU)),
+            Self::Device => rules.push(only("ioctl", 1, TUN)),
+            Self::Vsock => {
+                rules.push(only("socket", 0, &[libc::AF_UNIX as u64]));
+                rules.push(only("ioctl", 1, &[FIONBIO]));
+            }
+            Self::Console | Self::Control => rules.push(only("ioctl", 1, &[FIONBIO])),
+        }
+        rules
+    }
+}
+
+/// Names of anonymous memory, which glibc and Rust may set.
+const PR_SET_VMA: u64 = 0x5356_4d41;
+/// Makes a file non-blocking.
+const FIONBIO: u64 = 0x5421;
+/// `KVM_RUN`, registers, interrupts: what a vCPU thread asks of KVM. Request numbers are those of
+/// the kernel's `linux/kvm.h`.
+const KVM_VCPU: &[u64] = &[
+    0xae80,
+    0x4020_aea5,
+    0x8090_ae81,
+    0x4090_ae82,
+    0x8138_ae83,
+    0x4138_ae84,
+    0xae9a,
+];
+/// `TUNSETOFFLOAD` and `TUNSETVNETHDRSZ`, once a driver has said what it takes.
+const TUN: &[u64] = &[0x4004_54d0, 0x4004_54d8];
+
+/// Allows a call if its argument `index` is one of `values`.
+fn only(name: &'static str, index: u8, values: &[u64]) -> Rule {
+    // Several conditions on one argument are alternatives.
+    let arguments = values.iter().map(|&value| Argument {
+        index,
+        operator: Operator::MaskedEqual,
+        value: u64::from(u32::MAX),
+        value_two: value,
+    });
+    Rule {
+        names: vec![Cow::Borrowed(name)],
+        action: Action::Allow,
+        arguments: arguments.collect(),
+    }
+}
+
+fn policy(kind: ThreadKind) -> Policy {
+    let names = kind.calls().concat().into_iter().map(Cow::Borrowed);
+    let mut rules = vec![Rule {
+        names: names.collect(),
+        action: Action::Allow,
+        arguments: Vec::new(),
+    }];
+    rules.extend(kind.conditional());
+    Policy {
+        default_action: Action::KillProcess,
+        architectures: Vec::new(),
+        rules,
+        flags: Vec::new(),
+        new_calls: NewCalls::Default,
+        listener_path: None,
+        listener_metadata: None,
+    }
+}
+
+/// The compiled filters.
+#[derive(Debug, Clone)]
+pub struct Filters(Vec<Program>);
+
+impl Filters {
+    /// Compiles them all.
+    ///
+    /// # Errors
+    /// On a machine whose system calls are not known.
+    pub fn new() -> Result<Self, CompileError> {
+        let programs = KINDS.iter().map(|&kind| compile(&policy(kind)));
+        Ok(Self(programs.collect::<Result<_, _>>()?))
+    }
+
+    /// Puts the filter of a kind in force on the calling thread, for good.
+    ///
+    /// # Errors
+    /// When the kernel refuses: the thread must not go on.
+    pub fn install(&self, kind: ThreadKind) -> io::Result<()> {
+        install(&self.0[kind as usize]).map(drop)
+    }
+}

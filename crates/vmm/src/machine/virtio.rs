@@ -1,0 +1,181 @@
+//! The virtio devices of a machine, as its configuration lists them.
+
+use std::{fs::File, io, os::fd::OwnedFd, path::Path, sync::Arc};
+
+use devices::{
+    Interrupts,
+    pci::PciBus,
+    virtio::{
+        Host, Limits, VirtioDevice,
+        block::{Block, BlockControl, BlockOptions, FileDisk},
+        entropy::Entropy,
+        net::{Net, NetControl, NetOptions, Port},
+        pci::VirtioPci,
+        vsock::{UnixDialer, Vsock, VsockOptions},
+    },
+};
+use memory::Ram;
+
+use super::MachineError;
+use crate::{VmConfig, control::protocol::RateLimit};
+
+/// What they are plugged into.
+pub(super) struct Slots<'a> {
+    pub(super) pci: &'a PciBus,
+    pub(super) ram: &'a Ram,
+    pub(super) interrupts: Arc<dyn Interrupts>,
+    pub(super) host: Host,
+}
+
+/// All virtio devices, and what steers them.
+#[derive(Default)]
+pub(super) struct Virtio {
+    functions: Vec<Arc<VirtioPci>>,
+    disks: Vec<(String, BlockControl)>,
+    nets: Vec<(String, NetControl)>,
+}
+
+impl Virtio {
+    /// Holds all devices still.
+    pub(super) fn pause(&self) {
+        self.functions.iter().for_each(|it| it.pause());
+    }
+
+    /// Lets them go on.
+    pub(super) fn resume(&self) {
+        self.functions.iter().for_each(|it| it.resume());
+    }
+
+    pub(super) fn add_disk(
+        &mut self,
+        slots: &Slots<'_>,
+        config: &crate::config::DiskConfig,
+        queues: u32,
+        file: File,
+    ) -> Result<(), MachineError> {
+        let make = || -> io::Result<Block> {
+            let options = BlockOptions {
+                label: config.id.clone(),
+                serial: config.id.clone(),
+                read_only: config.read_only,
+                queues: u16::try_from(queues).unwrap_or(u16::MAX),
+                limits: Limits::default(),
+            };
+            Block::new(Arc::new(FileDisk::new(file)?), &options, &slots.host)
+        };
+        let block = make().map_err(failed("make a disk"))?;
+        self.disks.push((config.id.clone(), block.control()));
+        self.plug(slots, &config.id, Box::new(block))
+    }
+
+    pub(super) fn add_net(
+        &mut self,
+        slots: &Slots<'_>,
+        config: &crate::config::NetConfig,
+        tap: OwnedFd,
+    ) -> Result<(), MachineError> {
+        let make = || -> io::Result<Net> {
+            let options = NetOptions {
+                label: config.tap.clone(),
+                mac: config.mac,
+                mtu: config.mtu,
+                receive_limits: Limits::default(),
+                transmit_limits: Limits::default(),
+            };
+            Net::new(vec![Port::tap(tap)?], &options, &slots.host)
+        };
+        let net = make().map_err(failed("make a network card"))?;
+        self.nets.push((config.tap.clone(), net.control()));
+        self.plug(slots, &config.tap, Box::new(net))
+    }
+
+    /// `prefix`: the path that names of sockets the guest connects to begin with.
+    pub(super) fn add_vsock(
+        &mut self,
+        slots: &Slots<'_>,
+        cid: u32,
+        listener: Option<std::os::unix::net::UnixListener>,
+        prefix: &Path,
+    ) -> Result<(), MachineError> {
+        let options = VsockOptions {
+            guest_cid: u64::from(cid),
+            listener,
+            dial: Box::new(UnixDialer::new(prefix)),
+        };
+        let vsock = Vsock::new(options, &slots.host).map_err(failed("make a vsock"))?;
+        self.plug(slots, "vsock", Box::new(vsock))
+    }
+
+    pub(super) fn add_entropy(&mut self, slots: &Slots<'_>) -> Result<(), MachineError> {
+        let entropy = Entropy::new(&slots.host).map_err(failed("make a source of entropy"))?;
+        self.plug(slots, "entropy", Box::new(entropy))
+    }
+
+    fn plug(
+        &mut self,
+        slots: &Slots<'_>,
+        label: &str,
+        device: Box<dyn VirtioDevice>,
+    ) -> Result<(), MachineError> {
+        let memory = slots.ram.guest_memory().clone();
+        let interrupts = Arc::clone(&slots.interrupts);
+        let function = VirtioPci::new(label, device, memory, interrupts, slots.host.clone())
+            .map_err(failed("make a PCI function"))?;
+        let function = Arc::new(function);
+        slots.pci.add(None, Arc::clone(&function) as _)?;
+        self.functions.push(function);
+        Ok(())
+    }
+
+    /// Changes the limits of a disk; `false` if there is none of this id.
+    pub(super) fn limit_disk(&self, limit: &RateLimit) -> bool {
+        let found = self.disks.iter().find(|(id, _)| *id == limit.id);
+        found
+            .inspect(|(_, disk)| disk.set_limits(limits(limit)))
+            .is_some()
+    }
+
+    /// Changes the limits of a network card in both directions; `false` if there is none of this
+    /// name.
+    pub(super) fn limit_net(&self, limit: &RateLimit) -> bool {
+        let found = self.nets.iter().find(|(id, _)| *id == limit.id);
+        let limits = limits(limit);
+        found
+            .inspect(|(_, net)| net.set_limits(limits, limits))
+            .is_some()
+    }
+}
+
+fn limits(limit: &RateLimit) -> Limits {
+    Limits {
+        bytes_per_second: limit.bytes_per_second,
+        operations_per_second: limit.operations_per_second,
+    }
+}
+
+fn failed(what: &'static str) -> impl Fn(io::Error) -> MachineError {
+    move |source| MachineError::System { what, source }
+}
+
+/// Makes all devices of `config` that are on the PCI bus, in the order of their kinds.
+pub(super) fn build(
+    slots: &Slots<'_>,
+    config: &VmConfig,
+    files: (Vec<File>, Vec<OwnedFd>),
+    vsock: (Option<std::os::unix::net::UnixListener>, &Path),
+) -> Result<Virtio, MachineError> {
+    let mut virtio = Virtio::default();
+    for (disk, file) in config.disks.iter().zip(files.0) {
+        virtio.add_disk(slots, disk, config.vcpus, file)?;
+    }
+    for (net, tap) in config.nets.iter().zip(files.1) {
+        virtio.add_net(slots, net, tap)?;
+    }
+    if let Some(config) = &config.vsock {
+        virtio.add_vsock(slots, config.cid, vsock.0, vsock.1)?;
+    }
+    if config.rng {
+        virtio.add_entropy(slots)?;
+    }
+    Ok(virtio)
+}

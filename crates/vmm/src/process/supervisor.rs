@@ -1,0 +1,5 @@
+//! x
+/// x
+pub fn supervise() {}
+/// x
+pub struct SuperviseError;

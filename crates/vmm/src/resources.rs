@@ -1,0 +1,169 @@
+//! Everything a machine needs that has a name on the host, opened before the process locks itself
+//! up.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::{fs::PermissionsExt, net::UnixListener},
+    },
+    path::{Path, PathBuf},
+};
+
+use crate::{VmConfig, console::Log};
+
+/// Something could not be opened or made.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} {}", path.display())]
+pub struct ResourceError {
+    /// What was attempted.
+    pub what: &'static str,
+    /// On what.
+    pub path: PathBuf,
+    /// Why it failed.
+    pub source: io::Error,
+}
+
+trait At<T> {
+    fn at(self, what: &'static str, path: &Path) -> Result<T, ResourceError>;
+}
+
+impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
+    fn at(self, what: &'static str, path: &Path) -> Result<T, ResourceError> {
+        self.map_err(|error| ResourceError {
+            what,
+            path: path.to_owned(),
+            source: error.into(),
+        })
+    }
+}
+
+/// Files of one boot.
+#[derive(Debug)]
+pub struct Resources {
+    /// The kernel.
+    pub kernel: File,
+    /// Pieces of the initial RAM file system.
+    pub initrd: Vec<File>,
+    /// Disks, in order.
+    pub disks: Vec<File>,
+    /// Tap devices, in order.
+    pub taps: Vec<OwnedFd>,
+    /// What keeps the console's output.
+    pub log: Option<Log>,
+}
+
+impl Resources {
+    /// Opens them all.
+    ///
+    /// # Errors
+    /// With the first that cannot be.
+    pub fn open(config: &VmConfig) -> Result<Self, ResourceError> {
+        let read = |what, path: &PathBuf| File::open(path).at(what, path);
+        let initrd = config.initrd.iter().map(|it| read("open the initrd", it));
+        let disks = config.disks.iter().map(|disk| {
+            OpenOptions::new()
+                .read(true)
+                .write(!disk.read_only)
+                .open(&disk.path)
+                .at("open the disk", &disk.path)
+        });
+        let taps = config
+            .nets
+            .iter()
+            .map(|net| open_tap(&net.tap).at("attach to the tap device", Path::new(&net.tap)));
+        let log = config.console.log.as_ref().map(|path| {
+            Log::open(path, config.console.log_bytes).at("open the console's log", path)
+        });
+        Ok(Self {
+            kernel: read("open the kernel", &config.kernel)?,
+            initrd: initrd.collect::<Result<_, _>>()?,
+            disks: disks.collect::<Result<_, _>>()?,
+            taps: taps.collect::<Result<_, _>>()?,
+            log: log.transpose()?,
+        })
+    }
+}
+
+/// The request of `linux/if_tun.h`; libc's is of another type on each C library.
+const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+
+/// Attaches to an existing tap device, with offload headers.
+fn open_tap(name: &str) -> io::Result<OwnedFd> {
+    let too_long = io::Error::new(io::ErrorKind::InvalidInput, "its name is too long");
+    // SAFETY: a struct of numbers, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(too_long);
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")?;
+    use std::os::fd::AsRawFd;
+    // SAFETY: reads and writes the struct, which lives over the call.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF as _, &raw mut request) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(file.into())
+}
+
+/// Sockets that outlive a boot; removed when dropped.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    /// For [`crate::control`].
+    pub control: Option<UnixListener>,
+    /// For [`crate::console`].
+    pub console: Option<UnixListener>,
+    /// For programs that connect to the guest.
+    pub vsock: Option<UnixListener>,
+    paths: Vec<PathBuf>,
+}
+
+impl Listeners {
+    /// Makes them all, in place of what an earlier process may have left.
+    ///
+    /// # Errors
+    /// With the first that cannot be made.
+    pub fn bind(config: &VmConfig) -> Result<Self, ResourceError> {
+        let mut listeners = Self::default();
+        listeners.control = listeners.bind_one(config.control.as_ref())?;
+        listeners.console = listeners.bind_one(config.console.socket.as_ref())?;
+        listeners.vsock = listeners.bind_one(config.vsock.as_ref().map(|it| &it.socket))?;
+        Ok(listeners)
+    }
+
+    fn bind_one(&mut self, path: Option<&PathBuf>) -> Result<Option<UnixListener>, ResourceError> {
+        let Some(path) = path else {
+            return Ok(None);
+        };
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).at("remove the old socket", path);
+            }
+            _ => {}
+        }
+        let listener = UnixListener::bind(path).at("make the socket", path)?;
+        self.paths.push(path.clone());
+        // Whoever may connect commands the machine.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+            .at("protect the socket", path)?;
+        Ok(Some(listener))
+    }
+}
+
+impl Drop for Listeners {
+    fn drop(&mut self) {
+        for path in &self.paths {
+            // It may be gone with its directory.
+            let _gone = fs::remove_file(path);
+        }
+    }
+}
