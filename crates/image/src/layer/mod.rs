@@ -17,6 +17,7 @@ pub(crate) use pipeline::{Expected, Ingested, ingest_blob, ingest_tar, piped, re
 pub(crate) use unpack::unpack;
 #[doc(hidden)]
 pub(crate) use unpack::unpack as unpack_for_fuzzing;
+pub(crate) use unpack::unpack_merged;
 
 pub use crate::tar::TarError;
 use crate::{digest::Digest, error::StoreError, job::Cancelled};

@@ -64,6 +64,18 @@ pub(crate) fn unpack(
     unpacker.finish()
 }
 
+/// Unpacks what an image's layers show together into a new directory.
+pub(crate) fn unpack_merged(
+    input: impl BufRead,
+    root: &Path,
+    limits: &Limits,
+    job: &Job,
+) -> Result<Unpacked, TarError> {
+    let created = tree::create_root(root);
+    created.map_err(|source| write_error("create", &display(b"/"), source))?;
+    unpack(input, root, limits, job)
+}
+
 struct Unpacker<'a> {
     tree: Tree,
     limits: &'a Limits,

@@ -73,6 +73,9 @@ impl Store {
             }
             let blobs = self.root().join("blobs/sha256");
             report.blobs = sweep(&blobs, &marked.blobs, &trash, &mut doomed)?.len();
+            // Made from images, to be made again when needed.
+            let disks = self.root().join("disks/sha256");
+            sweep(&disks, &marked.images, &trash, &mut doomed)?;
             self.forget_recipes(&marked.images)?;
         }
         for path in doomed {

@@ -9,10 +9,12 @@
 //! of the agent only that it is a program to be `/init`.
 
 pub(crate) mod cpio;
+mod disk;
 mod kernel;
 mod modules;
 
 pub use cpio::config_archive;
+pub use disk::{DiskError, RootDisk, copy_disk};
 pub use kernel::{Kernel, KernelError, KernelRecipe};
 pub use modules::ModuleError;
 #[doc(hidden)]

@@ -19,7 +19,7 @@ use std::{
 use agent::protocol::Exit;
 use rustix::{
     io::Errno,
-    process::{Pid, WaitId, WaitIdOptions, WaitOptions, waitid, waitpid},
+    process::{Pid, WaitId, WaitIdOptions, WaitOptions, wait, waitid},
 };
 
 #[derive(Default)]
@@ -74,7 +74,7 @@ fn run() {
 
 /// Takes every child that has ended.
 fn collect(table: &mut Table) {
-    while let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) {
+    while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
         let exit = match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => Exit::Code(code),
             (None, Some(signal)) => Exit::Signal(signal),

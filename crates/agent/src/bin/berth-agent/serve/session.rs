@@ -387,3 +387,56 @@ fn winsize(size: Size) -> Winsize {
         ws_ypixel: 0,
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Memory(Mutex<Vec<(Kind, Vec<u8>)>>);
+
+    impl Sink for Memory {
+        fn output(&self, kind: Kind, bytes: &[u8]) -> bool {
+            self.0.lock().unwrap().push((kind, bytes.to_vec()));
+            true
+        }
+    }
+
+    fn run(program: &Program, act: impl FnOnce(&Session)) -> (String, Exit) {
+        let memory = Arc::new(Memory::default());
+        let session = Session::start(program, memory.clone(), |_| {}).unwrap();
+        act(&session);
+        let exit = session.wait();
+        let said = memory.0.lock().unwrap();
+        let bytes: Vec<u8> = said.iter().flat_map(|(_, bytes)| bytes.clone()).collect();
+        (String::from_utf8_lossy(&bytes).into_owned(), exit)
+    }
+
+    fn shell(script: &str) -> Program {
+        Program {
+            args: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            ..Program::default()
+        }
+    }
+
+    #[test]
+    fn many_short_programs_end_with_their_output_and_code() {
+        thread::scope(|scope| {
+            for number in 0..40 {
+                scope.spawn(move || {
+                    let script = format!("echo {number}; exit {number}");
+                    let said = run(&shell(&script), |_| {});
+                    assert_eq!(said, (format!("{number}\n"), Exit::Code(number)));
+                });
+            }
+        });
+        let absent = Program {
+            args: vec!["/absent".into()],
+            ..Program::default()
+        };
+        let sink = Arc::new(Memory::default());
+        assert!(Session::start(&absent, sink, |_| {}).is_err());
+        assert_eq!(run(&shell("kill -9 $$"), |_| {}).1, Exit::Signal(9));
+    }
+}

@@ -1,0 +1,307 @@
+//! Root disks: an image's layers as an ext4 file system in a file.
+//!
+//! Made once per image, beside its layers; every guest gets a copy of its own, shared block for block
+//! where the host's file system can, else copied without its holes, and grows it at boot to the size it
+//! was given. Why a copy, and not the base shared read-only under an overlay in the guest: the guest then
+//! has a plain ext4 root (container engines, quotas and backup inside work as on any machine), its
+//! directory of files is complete without the image store, and growing is one system call. The overlay
+//! form stays possible for guests that keep nothing.
+//!
+//! `mke2fs` writes the file system without mounting it, with a journal: a guest may be killed at any
+//! time.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Seek},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use rustix::fs::SeekFrom;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    digest::Digest,
+    error::{StoreError, at},
+    job::{Cancelled, Event, Job, Phase},
+    layer::{LayerError, piped, unpack_merged, write_merged},
+    store::{FORMAT, Lease, Store, read_json, write_json},
+    tar::TarError,
+};
+
+/// Raise when disks are made differently, so that older ones are made again.
+const REVISION: u32 = 1;
+const BLOCK: u64 = 4096;
+const MIB: u64 = 1 << 20;
+/// The smallest disk: below, ext4 leaves out what it needs to grow well.
+const LEAST: u64 = 256 * MIB;
+/// Journal of every disk, whatever size it grows to.
+const JOURNAL_MIB: u64 = 32;
+
+/// The root disk of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootDisk {
+    /// A raw disk holding an ext4 file system without a partition table. Not to be changed.
+    pub path: PathBuf,
+    /// Its length in bytes: the least that a copy may have.
+    pub bytes: u64,
+}
+
+/// Making a root disk failed; the store is as before.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The tool that makes file systems is missing.
+    #[error(
+        "a virtual machine's disk is made with mkfs.ext4; on Debian and Ubuntu: apt-get install e2fsprogs"
+    )]
+    MissingTool,
+    /// The tool failed.
+    #[error("mkfs.ext4 failed ({status}): {output}")]
+    Tool {
+        /// Its exit status.
+        status: String,
+        /// The end of what it printed.
+        output: String,
+    },
+    /// A guest wants less than the image holds.
+    #[error("a disk of {wanted} bytes is too small for the image, which needs {least}")]
+    TooSmall {
+        /// What was asked for.
+        wanted: u64,
+        /// The least.
+        least: u64,
+    },
+    /// The layers could not be read as one tree.
+    #[error("the image's layers cannot be put together")]
+    Layers(#[from] LayerError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Cancelled by the caller.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+}
+
+/// What is recorded beside a disk.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    version: u32,
+    revision: u32,
+    bytes: u64,
+}
+
+/// What a tree holds.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Size {
+    bytes: u64,
+    entries: u64,
+}
+
+impl Store {
+    /// The root disk of an image, made if it is not here. Blocks: some seconds the first time.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub fn root_disk(&self, image: &Digest, job: &Job) -> Result<RootDisk, DiskError> {
+        let lease = self.lease()?;
+        let layers = lease.pin(&[*image], |store| store.layers(image))?;
+        let dir = self.root().join("disks/sha256").join(image.hex());
+        if let Some(disk) = existing(&dir)? {
+            return Ok(disk);
+        }
+        job.emit(Event::Phase(Phase::Building));
+        let work = lease.fresh_path("disk");
+        fs::create_dir(&work).map_err(at("create", &work))?;
+        let tree = self.tree(&layers, &lease, job)?;
+        let disk = work.join("root.ext4");
+        let bytes = make(&tree, &disk, image)?;
+        job.check()?;
+        let flush = File::open(&disk).and_then(|file| file.sync_all());
+        flush.map_err(at("flush", &disk))?;
+        let (version, revision) = (FORMAT, REVISION);
+        let record = Record {
+            version,
+            revision,
+            bytes,
+        };
+        write_json(&work.join("disk.json"), &record)?;
+        // One of an older revision goes with the lease.
+        if dir.exists() {
+            let old = lease.fresh_path("old");
+            fs::rename(&dir, &old).map_err(at("remove", &dir))?;
+        }
+        match fs::rename(&work, &dir) {
+            // Somebody else made the same one meanwhile.
+            Err(_) if dir.join("disk.json").exists() => {}
+            result => result.map_err(at("create", &dir))?,
+        }
+        let path = dir.join("root.ext4");
+        Ok(RootDisk { path, bytes })
+    }
+
+    /// The image's files as one directory: its only layer, or a copy of what its layers show together.
+    fn tree(&self, layers: &[PathBuf], lease: &Lease, job: &Job) -> Result<PathBuf, DiskError> {
+        if let [only] = layers {
+            return Ok(only.clone());
+        }
+        let tree = lease.fresh_path("tree");
+        let (depth, limits) = (self.limits().depth, self.limits());
+        piped(
+            |output| write_merged(layers, output, depth, job).map(drop),
+            |input| unpack_merged(input, &tree, limits, job),
+        )
+        .map_err(|error: TarError| LayerError::Tar(error))?;
+        job.check()?;
+        Ok(tree)
+    }
+}
+
+fn existing(dir: &Path) -> Result<Option<RootDisk>, StoreError> {
+    let record = read_json::<Record>(&dir.join("disk.json"))?;
+    let record = record.filter(|record| record.revision == REVISION);
+    Ok(record.map(|record| RootDisk {
+        path: dir.join("root.ext4"),
+        bytes: record.bytes,
+    }))
+}
+
+/// Makes the file system; answers its size.
+fn make(tree: &Path, disk: &Path, image: &Digest) -> Result<u64, DiskError> {
+    let mut size = Size::default();
+    measure(tree, &mut size).map_err(at("read", tree))?;
+    let bytes = disk_bytes(&size);
+    // As many inodes as the image has files, and as many again; the usual number at least.
+    let per_inode = (bytes / (2 * size.entries.max(1))).clamp(BLOCK, 16 << 10);
+    let file = File::create_new(disk).map_err(at("create", disk))?;
+    file.set_len(bytes).map_err(at("write", disk))?;
+    let hex = image.hex();
+    let uuid = [
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..32],
+    ]
+    .join("-");
+    let output = Command::new("mkfs.ext4")
+        .args([
+            "-q", "-F", "-m", "1", "-L", "root", "-I", "256", "-U", &uuid,
+        ])
+        .args(["-b", &BLOCK.to_string(), "-i", &per_inode.to_string()])
+        .args(["-J", &format!("size={JOURNAL_MIB}")])
+        // The file is all holes, so what would have to be zeroed is zero.
+        .args([
+            "-E",
+            &format!("lazy_itable_init=0,nodiscard,hash_seed={uuid}"),
+        ])
+        .arg("-d")
+        .arg(tree)
+        .arg(disk)
+        // The same image gives the same disk.
+        .env("E2FSPROGS_FAKE_TIME", "1")
+        .env("LC_ALL", "C.UTF-8")
+        .stdin(Stdio::null())
+        .output();
+    let output = output.map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => DiskError::MissingTool,
+        _ => at("run mkfs.ext4 on", disk)(source).into(),
+    })?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        let last: Vec<&str> = text.lines().rev().take(5).collect();
+        return Err(DiskError::Tool {
+            status: output.status.to_string(),
+            output: last.into_iter().rev().collect::<Vec<_>>().join("\n"),
+        });
+    }
+    Ok(bytes)
+}
+
+/// A third more than the files take, and what the file system takes itself.
+fn disk_bytes(size: &Size) -> u64 {
+    let files = size.bytes + size.entries * 256;
+    let wanted = files + files / 3 + (JOURNAL_MIB + 32) * MIB;
+    wanted.next_multiple_of(MIB).max(LEAST)
+}
+
+/// Adds up what a tree takes on disk.
+fn measure(dir: &Path, size: &mut Size) -> io::Result<()> {
+    let mut open = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            let meta = entry.metadata()?;
+            size.entries += 1;
+            let share = if meta.is_dir() { 1 } else { meta.nlink() };
+            size.bytes += (meta.blocks() * 512).next_multiple_of(BLOCK) / share;
+            if meta.is_dir() {
+                open.push(entry.path());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes a guest's own copy of a root disk, `bytes` long. Shares blocks where the file system can,
+/// else copies what is not a hole. Durable when it returns; `target` must not exist. Blocks.
+///
+/// # Errors
+/// [`DiskError::TooSmall`], or that the copy could not be written; then nothing remains.
+pub fn copy_disk(base: &RootDisk, target: &Path, bytes: u64) -> Result<(), DiskError> {
+    if bytes < base.bytes {
+        let (wanted, least) = (bytes, base.bytes);
+        return Err(DiskError::TooSmall { wanted, least });
+    }
+    let copied = copy(&base.path, target, bytes);
+    if copied.is_err() {
+        // The first error is the one to tell.
+        let _ = fs::remove_file(target);
+    }
+    Ok(copied.map_err(at("write", target))?)
+}
+
+fn copy(base: &Path, target: &Path, bytes: u64) -> io::Result<()> {
+    let from = File::open(base)?;
+    let to = File::create_new(target)?;
+    if rustix::fs::ioctl_ficlone(&to, &from).is_err() {
+        copy_data(&from, &to)?;
+    }
+    to.set_len(bytes)?;
+    to.sync_all()
+}
+
+/// Copies what is not a hole.
+fn copy_data(mut from: &File, mut to: &File) -> io::Result<()> {
+    let mut end = 0;
+    loop {
+        let start = match rustix::fs::seek(from, SeekFrom::Data(end)) {
+            Ok(start) => start,
+            // Only a hole is left.
+            Err(rustix::io::Errno::NXIO) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        };
+        end = rustix::fs::seek(from, SeekFrom::Hole(start))?;
+        from.seek(io::SeekFrom::Start(start))?;
+        to.seek(io::SeekFrom::Start(start))?;
+        // In the kernel where it can be.
+        io::copy(&mut from.take(end - start), &mut to)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_has_room_for_its_files_and_more() {
+        assert_eq!(disk_bytes(&Size::default()), LEAST);
+        let large = Size {
+            bytes: 3 << 30,
+            entries: 100_000,
+        };
+        let bytes = disk_bytes(&large);
+        assert!(bytes > 4 << 30 && bytes < 5 << 30);
+        assert_eq!(bytes % MIB, 0);
+    }
+}
