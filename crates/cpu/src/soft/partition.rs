@@ -5,6 +5,7 @@ use std::sync::Arc;
 use memory::Ram;
 
 use super::{
+    native,
     platform::{Common, Platform},
     vcpu::SoftVcpu,
 };
@@ -47,6 +48,10 @@ impl Partition for SoftPartition {
     }
 
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, CpuError> {
+        native::prepare().map_err(|source| CpuError::System {
+            what: "map memory for generated code",
+            source,
+        })?;
         let cpuid = (self.cpuid)(index);
         let platform = Platform::new(index, &self.common, Arc::clone(&self.bus), cpuid)?;
         let vcpu = SoftVcpu::new(index, platform, self.ram.clone(), Arc::clone(&self.bus))?;

@@ -22,6 +22,8 @@ mod arena;
 mod bulk;
 mod control;
 mod emit;
+#[doc(hidden)]
+pub mod fuzzing;
 mod masked;
 mod plan;
 mod run;

@@ -3,6 +3,7 @@
 use super::VectorState;
 use crate::soft::Fault;
 
+const CR0_PE: u64 = 1 << 0;
 const CR0_MP: u64 = 1 << 1;
 const CR0_EM: u64 = 1 << 2;
 const CR0_TS: u64 = 1 << 3;
@@ -22,7 +23,7 @@ pub enum Unit {
     Mmx = 1 << 1,
     /// SSE, in legacy encoding.
     Sse = 1 << 2,
-    /// AVX: vector instructions in VEX encoding.
+    /// AVX: vector instructions in VEX encoding; not in real mode.
     Avx = 1 << 3,
     /// `wait`.
     Wait = 1 << 4,
@@ -57,7 +58,7 @@ impl Default for Vector {
             cr4: 0,
             xcr0: 1,
         };
-        unit.set_controls(CR0_MP | 1 << 5, CR4_OSFXSR | 1 << 10 | CR4_OSXSAVE, 7);
+        unit.set_controls(CR0_PE | CR0_MP, CR4_OSFXSR | 1 << 10 | CR4_OSXSAVE, 7);
         unit
     }
 }
@@ -119,7 +120,11 @@ impl Vector {
             Unit::Integer | Unit::X87 | Unit::Wait => false,
             Unit::Mmx => emulated,
             Unit::Sse => emulated || self.cr4 & CR4_OSFXSR == 0,
-            Unit::Avx => self.cr4 & CR4_OSXSAVE == 0 || self.xcr0 & XCR0_AVX != XCR0_AVX,
+            Unit::Avx => {
+                self.cr0 & CR0_PE == 0
+                    || self.cr4 & CR4_OSXSAVE == 0
+                    || self.xcr0 & XCR0_AVX != XCR0_AVX
+            }
             Unit::Xsave => self.cr4 & CR4_OSXSAVE == 0,
         };
         let unavailable = match unit {

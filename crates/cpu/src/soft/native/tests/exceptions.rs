@@ -7,6 +7,8 @@ use super::{
 };
 use crate::soft::{Core, Fault, native, op::Width};
 
+/// The table has the bit of protected mode inverted.
+const REAL_MODE: u64 = 1;
 const EM: u64 = 1 << 2;
 const TS: u64 = 1 << 3;
 const MP: u64 = 1 << 1;
@@ -48,6 +50,7 @@ fn control_registers_say_what_may_be_used() {
         (VADDPS, TS, all, 7, NM),
         (VADDPS, 0, OSFXSR, 7, UD),
         (VADDPS, 0, all, 3, UD),
+        (VADDPS, REAL_MODE, all, 7, UD),
         (PADDB_MM, 0, 0, 1, None),
         (PADDB_MM, EM, 0, 1, UD),
         (PADDB_MM, TS, 0, 1, NM),
@@ -65,7 +68,7 @@ fn control_registers_say_what_may_be_used() {
     for (bytes, cr0, cr4, xcr0, expected) in table {
         let mut core = core();
         core.regs[3] = 0x1000;
-        core.vector.set_controls(*cr0, *cr4, *xcr0);
+        core.vector.set_controls(*cr0 ^ 1, *cr4, *xcr0);
         assert_eq!(
             run(&mut core, bytes).err(),
             *expected,
@@ -117,10 +120,10 @@ fn a_simd_exception_that_is_not_masked_changes_nothing_else() {
             assert_eq!(core.vector.state.mxcsr, after.vector.mxcsr);
             core.vector.state.mxcsr = vector.mxcsr;
             assert_eq!(core.vector.state, vector);
-            core.vector.set_controls(0, OSFXSR | OSXSAVE, 7);
+            core.vector.set_controls(1, OSFXSR | OSXSAVE, 7);
             assert_eq!(run(&mut core, bytes), Err(Fault::INVALID_OPCODE));
             core.vector
-                .set_controls(0, OSFXSR | OSXSAVE | OSXMMEXCPT, 7);
+                .set_controls(1, OSFXSR | OSXSAVE | OSXMMEXCPT, 7);
         }
     }
     assert!(raised > 500, "only {raised} exceptions were raised");
