@@ -1,5 +1,9 @@
 //! What the fuzz targets and property tests call. Nothing here may panic, whatever the bytes.
 
+mod code;
+
+pub use code::execute;
+
 use std::sync::Arc;
 
 use memory::Ram;
@@ -34,6 +38,8 @@ impl Bus for Nothing {
 /// Everything of this crate that a guest feeds.
 pub fn fuzz(bytes: &[u8]) {
     lapic(bytes);
+    execute(bytes);
+    crate::soft::native::fuzzing::fuzz(bytes);
 }
 
 /// Two local APICs and a clock, under the accesses and messages that `bytes` encode: twelve bytes

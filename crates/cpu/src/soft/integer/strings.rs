@@ -182,10 +182,13 @@ impl Run {
             return Ok((linear, 0));
         }
         let (page_elements, offset_elements) = if self.down {
-            (in_page / size + 1, offset / size + 1)
+            (in_page / size + 1, (offset / size).saturating_add(1))
         } else {
             // The offset wraps after its last byte; 64-bit ones do not come near.
-            ((PAGE - in_page) / size, (self.mask - offset) / size + 1)
+            (
+                (PAGE - in_page) / size,
+                ((self.mask - offset) / size).saturating_add(1),
+            )
         };
         let elements = page_elements.min(offset_elements).min(self.left);
         if side.segment == FLAT || elements == 1 {

@@ -39,7 +39,9 @@ fn control_registers_say_what_may_be_used() {
     const UD: Option<Fault> = Some(Fault::INVALID_OPCODE);
     const NM: Option<Fault> = Some(Fault::DEVICE_NOT_AVAILABLE);
     let all = OSFXSR | OSXSAVE;
-    let table: &[(&[u8], u64, u64, u64, Option<Fault>)] = &[
+    // Code, `cr0`, `cr4`, `xcr0`, what it raises.
+    type Row = (&'static [u8], u64, u64, u64, Option<Fault>);
+    let table: &[Row] = &[
         (ADDPS, 0, all, 7, None),
         (ADDPS, TS, all, 7, NM),
         (ADDPS, EM, all, 7, UD),
