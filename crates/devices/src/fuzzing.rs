@@ -18,12 +18,13 @@ pub fn fuzz(bytes: &[u8]) {
     let Some((&which, bytes)) = bytes.split_first() else {
         return;
     };
-    match which % 5 {
+    match which % 6 {
         0 => pci(bytes),
         1 => serial(bytes),
         2 => ioapic(bytes),
         3 => rtc(bytes),
-        _ => power(bytes),
+        4 => power(bytes),
+        _ => crate::virtio::fuzzing::fuzz(bytes),
     }
 }
 

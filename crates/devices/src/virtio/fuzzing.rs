@@ -3,6 +3,8 @@
 
 use std::{
     fmt,
+    io::{self, Write},
+    os::unix::net::{UnixDatagram, UnixStream},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -14,8 +16,14 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
-    Activation, Host, Interrupt, QueueError, SavedQueue, VirtQueue, VirtioDevice,
+    Activation, Host, Interrupt, Limits, QueueError, SavedQueue, VirtQueue, VirtioDevice,
+    balloon::Balloon,
+    block::{Block, BlockOptions, FileDisk},
+    console::Console,
+    entropy::Entropy,
+    net::{Net, NetOptions, Port},
     pci::{VirtioPci, place},
+    vsock::{Dial, Vsock, VsockOptions},
 };
 use crate::{Interrupts, pci::PciFunction};
 
@@ -25,6 +33,96 @@ const QUEUE_SIZE: u16 = 16;
 const RINGS: u64 = 0x1000;
 const AVAILABLE: u64 = 0x400;
 const USED: u64 = 0x800;
+
+/// Every device in turn, the first byte choosing, each with a backend that reaches nothing.
+pub fn fuzz(bytes: &[u8]) {
+    let Some((kind, bytes)) = bytes.split_first() else {
+        return;
+    };
+    for transport_too in [false, true] {
+        let Ok((made, header)) = make(*kind) else {
+            return;
+        };
+        if transport_too {
+            transport(made, bytes);
+        } else {
+            device(made, u64::MAX, &header, bytes);
+        }
+    }
+}
+
+/// Nobody is there.
+struct Nobody;
+
+impl Dial for Nobody {
+    fn dial(&self, port: u32) -> io::Result<UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        match port % 3 {
+            0 => Err(io::ErrorKind::ConnectionRefused.into()),
+            1 => Ok(ours),
+            _ => {
+                theirs.set_nonblocking(true)?;
+                (&theirs).write_all(&[7; 1000])?;
+                Ok(ours)
+            }
+        }
+    }
+}
+
+/// A device, and what its requests begin with.
+fn make(kind: u8) -> io::Result<(Box<dyn VirtioDevice>, Vec<u8>)> {
+    let host = Host::default();
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    Ok(match kind % 6 {
+        0 => {
+            let file = rustix::fs::memfd_create("fuzzed", flags)?;
+            rustix::fs::ftruncate(&file, RAM_BYTES)?;
+            let disk = Arc::new(FileDisk::new(file.into())?);
+            let options = BlockOptions {
+                queues: 2,
+                ..BlockOptions::default()
+            };
+            (Box::new(Block::new(disk, &options, &host)?), vec![0; 16])
+        }
+        1 => {
+            let (near, far) = UnixDatagram::pair()?;
+            far.send(&[0; 3000])?;
+            let options = NetOptions {
+                label: "fuzzed".to_owned(),
+                mac: [2; 6],
+                mtu: None,
+                receive_limits: Limits::default(),
+                transmit_limits: Limits::default(),
+            };
+            let net = Net::new(vec![Port::packets(near.into())?], &options, &host)?;
+            (Box::new(net), vec![4, 0, 1, 0])
+        }
+        2 => {
+            let console = Console::new(Box::new(io::sink()), &host)?;
+            let typed = console.control().input(b"typed");
+            assert_eq!(typed, 5, "a new console has room");
+            (Box::new(console), Vec::new())
+        }
+        3 => (Box::new(Entropy::new(&host)?), Vec::new()),
+        4 => {
+            let balloon = Balloon::new(&host)?;
+            balloon.control().start_hinting();
+            balloon.control().refresh_stats();
+            (Box::new(balloon), vec![2, 0, 0, 0])
+        }
+        _ => {
+            let options = VsockOptions {
+                guest_cid: 0,
+                listener: None,
+                dial: Box::new(Nobody),
+            };
+            let mut header = vec![0; 44];
+            // To the host, a stream, a request.
+            (header[8], header[28], header[30]) = (2, 1, 1);
+            (Box::new(Vsock::new(options, &host)?), header)
+        }
+    })
+}
 
 /// Counts what a device does to its driver.
 #[derive(Debug, Default)]
