@@ -5,7 +5,7 @@ use iced_x86::{Code, Encoder, Instruction, Mnemonic, OpCodeOperandKind as Kind, 
 
 use cpu::soft::op::Width;
 
-use super::host::{LANDING, OPEN, Registers, SLOT};
+use super::host::{OPEN, Registers, data_base, landing, slot};
 
 /// Numbers that look random and are the same every time (xorshift64*).
 pub struct Random(u64);
@@ -114,7 +114,7 @@ const GPR8_32: [Register; 8] = [
 fn register(kind: Kind, width: Width, random: &mut Random) -> Option<Register> {
     let number = random.below(registers(width)) as u32;
     Some(match kind {
-        Kind::r8_or_mem | Kind::r8_reg | Kind::r8_opcode if width == Width::Code32 => {
+        Kind::r8_or_mem | Kind::r8_reg | Kind::r8_opcode if width != Width::Code64 => {
             GPR8_32[number as usize]
         }
         Kind::r8_or_mem | Kind::r8_reg | Kind::r8_opcode => GPR8[random.below(20) as usize],
@@ -164,6 +164,8 @@ fn immediate_kind(kind: Kind) -> Option<OpKind> {
 /// What one case is being made of.
 struct Maker<'a> {
     width: Width,
+    /// Address size of a string instruction.
+    string_bytes: u32,
     random: &'a mut Random,
     instruction: Instruction,
     before: Registers,
@@ -175,12 +177,18 @@ pub fn case(code: Code, width: Width, random: &mut Random) -> Option<Case> {
     before.gpr.fill_with(|| random.value());
     before.gpr[4] = match random.below(16) {
         0 => random.value(),
-        1 => random.address(),
-        _ => OPEN + 0x800 + (random.below(0x1000) & !7),
+        1 => random.address().wrapping_sub(data_base(width)),
+        _ => OPEN - data_base(width) + 0x800 + (random.below(0x1000) & !7),
     };
     before.flags = random.next() & 0xcd5 | 0x202;
+    let native = width.bits() / 8;
     let mut maker = Maker {
         width,
+        string_bytes: match (random.one_in(8), native) {
+            (true, 4) => 2,
+            (true, _) => 4,
+            (false, native) => native,
+        },
         random,
         instruction: Instruction::default(),
         before,
@@ -241,21 +249,26 @@ impl Maker<'_> {
             }
             return Some(());
         }
-        let short = self.random.one_in(8);
         let op_kind = match kind {
             Kind::br64_1 | Kind::br64_4 => {
-                self.instruction.set_near_branch64(LANDING);
+                self.instruction.set_near_branch64(landing(self.width));
                 OpKind::NearBranch64
             }
             Kind::br32_1 | Kind::br32_4 => {
-                self.instruction.set_near_branch32(LANDING as u32);
+                self.instruction
+                    .set_near_branch32(landing(self.width) as u32);
                 OpKind::NearBranch32
             }
+            Kind::br16_1 | Kind::br16_2 if self.width == Width::Code16 => {
+                self.instruction
+                    .set_near_branch16(landing(self.width) as u16);
+                OpKind::NearBranch16
+            }
             Kind::mem_offs => {
-                let address = self.random.address();
+                let address = self.offset();
                 self.instruction.set_memory_displacement64(address);
-                let size = if self.width == Width::Code64 { 8 } else { 4 };
-                self.instruction.set_memory_displ_size(size);
+                self.instruction
+                    .set_memory_displ_size(self.width.bits() / 8);
                 OpKind::Memory
             }
             Kind::seg_reg => {
@@ -276,25 +289,25 @@ impl Maker<'_> {
                 self.instruction.set_op_register(operand, register);
                 OpKind::Register
             }
-            // One address size for both sides: that of the first is kept for the second.
-            Kind::seg_rSI => match (self.width, self.side(operand, short)) {
-                (Width::Code64, false) => OpKind::MemorySegRSI,
-                (Width::Code64, true) | (_, false) => OpKind::MemorySegESI,
+            Kind::seg_rSI => match self.string_bytes {
+                8 => OpKind::MemorySegRSI,
+                4 => OpKind::MemorySegESI,
                 _ => OpKind::MemorySegSI,
             },
-            Kind::es_rDI => match (self.width, self.side(operand, short)) {
-                (Width::Code64, false) => OpKind::MemoryESRDI,
-                (Width::Code64, true) | (_, false) => OpKind::MemoryESEDI,
+            Kind::es_rDI => match self.string_bytes {
+                8 => OpKind::MemoryESRDI,
+                4 => OpKind::MemoryESEDI,
                 _ => OpKind::MemoryESDI,
             },
             Kind::seg_rBX_al => {
                 let base = match self.width {
                     Width::Code64 => Register::RBX,
-                    _ => Register::EBX,
+                    Width::Code32 => Register::EBX,
+                    Width::Code16 => Register::BX,
                 };
                 self.instruction.set_memory_base(base);
                 self.instruction.set_memory_index(Register::AL);
-                self.before.gpr[3] = self.random.address();
+                self.before.gpr[3] = self.offset();
                 OpKind::Memory
             }
             _ => return None,
@@ -303,27 +316,30 @@ impl Maker<'_> {
         Some(())
     }
 
-    /// Whether a string operand has addresses of the other size.
-    fn side(&self, operand: u32, short: bool) -> bool {
-        if operand == 0 {
-            return short;
-        }
-        match self.instruction.op0_kind() {
-            OpKind::Register => short,
-            OpKind::MemorySegESI | OpKind::MemoryESEDI => self.width == Width::Code64,
-            OpKind::MemorySegSI | OpKind::MemoryESDI => true,
-            _ => false,
-        }
+    /// An address of an operand, as an offset in its segment.
+    fn offset(&mut self) -> u64 {
+        self.random.address().wrapping_sub(data_base(self.width))
     }
 
-    /// A memory operand with 16-bit addresses. Nothing is mapped so low: it faults, and where it
-    /// does says whether the address was right.
+    /// A memory operand with 16-bit addresses. In 32-bit code nothing is mapped so low: it faults,
+    /// and where it does says whether the address was right.
     fn memory16(&mut self) {
-        let bases = [Register::BX, Register::BP, Register::None];
-        let indices = [Register::SI, Register::DI, Register::None];
-        let base = bases[self.random.below(3) as usize];
-        let index = indices[self.random.below(3) as usize];
-        let displacement = self.random.next() & 0xffff;
+        let bases = [(Register::BX, 3), (Register::BP, 5), (Register::None, 16)];
+        let indices = [(Register::SI, 6), (Register::DI, 7), (Register::None, 16)];
+        let (base, base_number) = bases[self.random.below(3) as usize];
+        let (index, index_number) = indices[self.random.below(3) as usize];
+        let mut displacement = self.random.next() & 0xffff;
+        if self.width == Width::Code16 {
+            let target = self.offset();
+            let gpr = &mut self.before.gpr;
+            let value = |number: usize| gpr.get(number).copied().unwrap_or(0);
+            let rest = target.wrapping_sub(displacement);
+            match (base_number, index_number) {
+                (16, 16) => displacement = target & 0xffff,
+                (16, index) => gpr[index] = rest,
+                (base, index) => gpr[base] = rest.wrapping_sub(value(index)),
+            }
+        }
         // `[bp]` has no form without a displacement; two bytes of it do for all.
         self.instruction.set_memory_base(base);
         self.instruction.set_memory_index(index);
@@ -333,18 +349,18 @@ impl Maker<'_> {
 
     /// A memory operand: base, base and index, or nothing but a displacement.
     fn memory(&mut self) {
-        let target = self.random.address();
-        let short = self.random.one_in(8);
-        if short && self.width == Width::Code32 {
+        let target = self.offset();
+        let short = self.random.one_in(8) == (self.width != Width::Code16);
+        if short && self.width != Width::Code64 {
             return self.memory16();
         }
-        let short = short || self.width == Width::Code32;
+        let short = short || self.width != Width::Code64;
         let first = if short { Register::EAX } else { Register::RAX };
         let base = self.random.below(registers(self.width)) as u32;
         let index = self.random.below(registers(self.width)) as u32;
         self.instruction
             .set_memory_displ_size(if short { 4 } else { 8 });
-        if self.random.one_in(10) && self.width == Width::Code32 {
+        if self.random.one_in(10) && self.width != Width::Code64 {
             self.instruction.set_memory_displacement64(target);
             return;
         }
@@ -392,12 +408,12 @@ impl Maker<'_> {
             }
             let limit = if self.random.one_in(8) { 0x2000 } else { 40 };
             self.before.gpr[1] = self.random.below(limit);
-            self.before.gpr[6] = self.random.address();
+            self.before.gpr[6] = self.offset();
             self.before.gpr[7] = match self.random.below(3) {
                 0 => self.before.gpr[6]
                     .wrapping_add(self.random.below(64))
                     .wrapping_sub(32),
-                _ => self.random.address(),
+                _ => self.offset(),
             };
         }
     }
@@ -451,7 +467,9 @@ impl Maker<'_> {
                     gpr[0] = gpr[register.number()];
                 }
             }
-            Mnemonic::Enter | Mnemonic::Leave => gpr[5] = random.address() & !7,
+            Mnemonic::Enter | Mnemonic::Leave => {
+                gpr[5] = (random.address() & !7).wrapping_sub(data_base(self.width));
+            }
             Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne => gpr[1] = random.below(3),
             Mnemonic::Jrcxz | Mnemonic::Jecxz | Mnemonic::Jcxz => {
                 gpr[1] &= random.below(2).wrapping_neg()
@@ -466,28 +484,33 @@ impl Maker<'_> {
         let indirect = matches!(instruction.mnemonic(), Mnemonic::Jmp | Mnemonic::Call);
         match instruction.op0_kind() {
             _ if instruction.mnemonic() == Mnemonic::Ret => {
-                memory = Some((self.before.gpr[4], LANDING));
+                let top = match self.width {
+                    Width::Code16 => self.before.gpr[4] & 0xffff,
+                    _ => self.before.gpr[4],
+                };
+                let top = top.wrapping_add(data_base(self.width));
+                memory = Some((top, landing(self.width)));
             }
             // The stack has to stay where it is.
             OpKind::Register if indirect && instruction.op0_register().number() == 4 => {
                 return None;
             }
             OpKind::Register if indirect => {
-                self.before.gpr[instruction.op0_register().number()] = LANDING;
+                self.before.gpr[instruction.op0_register().number()] = landing(self.width);
             }
             OpKind::Memory if indirect => {
-                memory = Some((self.effective_address()?, LANDING));
+                memory = Some((self.effective_address()?, landing(self.width)));
             }
             _ => {}
         }
-        if self.width == Width::Code32 {
+        if self.width != Width::Code64 {
             for register in &mut self.before.gpr {
                 *register &= 0xffff_ffff;
             }
             self.before.gpr[8..].fill(0);
         }
         let mut encoder = Encoder::new(self.width.bits());
-        encoder.encode(&self.instruction, SLOT).ok()?;
+        encoder.encode(&self.instruction, slot(self.width)).ok()?;
         Some(Case {
             bytes: encoder.take_buffer(),
             before: self.before,
@@ -498,7 +521,7 @@ impl Maker<'_> {
     fn effective_address(&self) -> Option<u64> {
         self.instruction.virtual_address(0, 0, |register, _, _| {
             if register.is_segment_register() {
-                return Some(0);
+                return Some(data_base(self.width));
             }
             Some(self.before.gpr[register.number()])
         })
@@ -515,6 +538,7 @@ pub fn is_testable(code: Code, width: Width) -> bool {
     info.is_instruction()
         && match width {
             Width::Code64 => info.mode64(),
-            _ => info.mode32() && branch,
+            Width::Code32 => info.mode32() && branch,
+            Width::Code16 => info.mode16(),
         }
 }

@@ -14,7 +14,8 @@ use iced_x86::{Decoder, DecoderOptions, Instruction};
 use memory::Ram;
 
 use super::host::{
-    CODE32_SELECTOR, DATA_SELECTOR, OPEN, OPEN_BYTES, PAGES, Registers, SLOT, WINDOW,
+    CODE, CODE16_LIMIT, CODE16_SELECTOR, CODE32_SELECTOR, DATA_SELECTOR, DATA16_LIMIT,
+    DATA16_SELECTOR, OPEN, OPEN_BYTES, PAGES, Registers, WINDOW, slot,
 };
 
 /// Where the page tables are: one page for each of the four levels.
@@ -54,8 +55,20 @@ fn selectors(width: Width) -> [u16; 6] {
             options(nomem, nostack, preserves_flags),
         );
     }
-    if width == Width::Code32 {
-        all[..4].copy_from_slice(&[DATA_SELECTOR, CODE32_SELECTOR, DATA_SELECTOR, DATA_SELECTOR]);
+    match width {
+        Width::Code16 => all[..4].copy_from_slice(&[
+            DATA16_SELECTOR,
+            CODE16_SELECTOR,
+            DATA16_SELECTOR,
+            DATA16_SELECTOR,
+        ]),
+        Width::Code32 => all[..4].copy_from_slice(&[
+            DATA_SELECTOR,
+            CODE32_SELECTOR,
+            DATA_SELECTOR,
+            DATA_SELECTOR,
+        ]),
+        Width::Code64 => {}
     }
     all
 }
@@ -96,6 +109,16 @@ impl Guest {
         if width == Width::Code32 {
             core.segments[1].attributes = 0xc09b;
         }
+        if width == Width::Code16 {
+            for data in [0, 2, 3] {
+                core.segments[data].attributes = 0xf3;
+                core.segments[data].base = WINDOW;
+                core.segments[data].limit = DATA16_LIMIT;
+            }
+            core.segments[1].attributes = 0xfb;
+            core.segments[1].base = CODE;
+            core.segments[1].limit = CODE16_LIMIT;
+        }
         Self { core }
     }
 
@@ -117,19 +140,20 @@ impl Guest {
 
     /// Decodes as the interpreter does.
     pub fn decode(bytes: &[u8], width: Width) -> Instruction {
-        Decoder::with_ip(width.bits(), bytes, SLOT, DecoderOptions::NONE).decode()
+        Decoder::with_ip(width.bits(), bytes, slot(width), DecoderOptions::NONE).decode()
     }
 
-    /// Executes an instruction at [`SLOT`] to its end.
+    /// Executes an instruction in the slot to its end.
     pub fn run(&mut self, instruction: &Instruction, before: &Registers) -> (Registers, Ending) {
+        let slot = slot(self.core.width);
         let op = cpu::soft::select::select(instruction, self.core.width);
         self.core.regs[..16].copy_from_slice(&before.gpr);
-        self.core.regs[RIP as usize] = SLOT;
+        self.core.regs[RIP as usize] = slot;
         self.core.flags.set(before.flags);
         let ending = loop {
             match (op.run)(&mut self.core, &op) {
                 Ok(Flow::Again) => {}
-                Ok(Flow::Next | Flow::Sync) => break Ending::Rip(SLOT + u64::from(op.len)),
+                Ok(Flow::Next | Flow::Sync) => break Ending::Rip(slot + u64::from(op.len)),
                 Ok(Flow::Branch | Flow::SyncBranch) => break Ending::Rip(self.core.rip()),
                 Err(fault) => break Ending::Fault(fault),
             }

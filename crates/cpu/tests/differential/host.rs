@@ -4,8 +4,8 @@
 //! A stub at a fixed low address loads all registers, the stack pointer included, jumps to the
 //! instruction, and stores all registers again. Memory operands lie in a window that has the same
 //! addresses on the host as in the guest, with pages around and in it that may not be accessed.
-//! 32-bit instructions are executed in compatibility mode, which the stub enters and leaves by far
-//! jumps.
+//! 32-bit and 16-bit instructions are executed in compatibility mode, which the stub enters and
+//! leaves by far jumps; 16-bit ones with segments of their own, so that all addresses are small.
 
 use std::{
     io, ptr, slice,
@@ -18,9 +18,9 @@ use iced_x86::{IcedError, code_asm::*};
 /// Where the stub is.
 pub const CODE: u64 = 0x0300_0000;
 /// Where the instruction under test is.
-pub const SLOT: u64 = CODE + 0x800;
+const SLOT: u64 = CODE + 0x800;
 /// Where branches under test go.
-pub const LANDING: u64 = SLOT + 0x40;
+const LANDING: u64 = SLOT + 0x40;
 /// Where [`Frame`] is: the page after the code.
 const FRAME: u64 = CODE + 0x1000;
 
@@ -47,7 +47,7 @@ pub struct Registers {
 pub enum Ending {
     /// With the next instruction.
     Next,
-    /// With a branch to [`LANDING`].
+    /// With a branch to [`landing`].
     Taken,
     /// With a signal, about this address.
     Signal(i32, u64),
@@ -67,12 +67,41 @@ struct Frame {
     leave: [u8; 8],
     /// A stack for 32-bit code to store flags by.
     scratch: [u64; 8],
+    /// Selectors of flat data, and of 16-bit data.
+    flat: u64,
+    data16: u64,
 }
 
 /// Selectors Linux gives to user code: 32-bit code, 64-bit code, data.
 pub const CODE32_SELECTOR: u16 = 0x23;
 const CODE64_SELECTOR: u16 = 0x33;
 pub const DATA_SELECTOR: u16 = 0x2b;
+
+/// 16-bit code and data, in the local descriptor table.
+pub const CODE16_SELECTOR: u16 = 0x07;
+pub const DATA16_SELECTOR: u16 = 0x0f;
+pub const CODE16_LIMIT: u32 = 0xfff;
+/// Ends in the last page of the window.
+pub const DATA16_LIMIT: u32 = 0x4007;
+
+/// Where the instruction under test is, as an offset in the code segment.
+pub fn slot(width: Width) -> u64 {
+    SLOT - code_base(width)
+}
+
+/// Where branches under test go, as an offset in the code segment.
+pub fn landing(width: Width) -> u64 {
+    LANDING - code_base(width)
+}
+
+fn code_base(width: Width) -> u64 {
+    if width == Width::Code16 { CODE } else { 0 }
+}
+
+/// The base of the data segments.
+pub fn data_base(width: Width) -> u64 {
+    if width == Width::Code16 { WINDOW } else { 0 }
+}
 
 /// Held by the one [`Host`] there may be: addresses are fixed.
 static ONE: Mutex<()> = Mutex::new(());
@@ -95,6 +124,7 @@ macro_rules! frame32 {
 
 /// The host's processor, ready to execute.
 pub struct Host {
+    width: Width,
     _one: MutexGuard<'static, ()>,
 }
 
@@ -126,7 +156,12 @@ impl Host {
         protect(OPEN, OPEN_BYTES, ALL);
         let stub = match width {
             Width::Code64 => write_stub(),
-            _ => write_stub32(),
+            Width::Code32 => write_stub32(width),
+            Width::Code16 => {
+                describe_segment(0, CODE, CODE16_LIMIT, true);
+                describe_segment(1, WINDOW, DATA16_LIMIT, false);
+                write_stub32(width)
+            }
         };
         let done = stub.expect("the stub is valid code");
         // SAFETY: mapped above, and used by this thread only.
@@ -139,7 +174,7 @@ impl Host {
                 assert_eq!(libc::sigaction(signal, &action, ptr::null_mut()), 0);
             }
         }
-        Self { _one: one }
+        Self { width, _one: one }
     }
 
     /// The part of the window that can be read.
@@ -167,7 +202,8 @@ impl Host {
         unsafe {
             let slot = SLOT as *mut u8;
             ptr::copy_nonoverlapping(bytes.as_ptr(), slot, bytes.len());
-            jump_to_done(slot.add(bytes.len()), (*frame).done);
+            let after = jump(SLOT + bytes.len() as u64, (*frame).done, self.width);
+            ptr::copy_nonoverlapping(after.as_ptr(), slot.add(bytes.len()), after.len());
             (*frame).before = *before;
             (*frame).taken = 0;
             (*frame).signal = 0;
@@ -193,14 +229,52 @@ impl Drop for Host {
     }
 }
 
-/// `jmp done`, at `at`.
-unsafe fn jump_to_done(at: *mut u8, done: u64) {
-    let displacement = (done as i64 - (at as i64 + 5)) as i32;
-    // SAFETY: the caller says that there is room.
-    unsafe {
-        at.write(0xe9);
-        at.add(1).cast::<i32>().write_unaligned(displacement);
+/// A jump at `at` to `target`, which changes nothing else; from 16-bit code it goes to 32-bit code.
+fn jump(at: u64, target: u64, width: Width) -> Vec<u8> {
+    if width == Width::Code16 {
+        return [&[0x66][..], &far_jump(target, CODE32_SELECTOR)].concat();
     }
+    let displacement = target.wrapping_sub(at + 5) as u32;
+    [&[0xe9][..], &displacement.to_le_bytes()].concat()
+}
+
+/// `jmp selector:offset` in 32-bit code.
+fn far_jump(offset: u64, selector: u16) -> Vec<u8> {
+    [
+        &[0xea][..],
+        &(offset as u32).to_le_bytes(),
+        &selector.to_le_bytes(),
+    ]
+    .concat()
+}
+
+/// Makes an entry of the local descriptor table: 16 bits, readable code or writable data.
+fn describe_segment(entry: u32, base: u64, limit: u32, code: bool) {
+    /// `struct user_desc` of the kernel, with its bit fields as one word: contents in bits 1 and 2.
+    #[repr(C)]
+    struct UserDesc {
+        entry: u32,
+        base: u32,
+        limit: u32,
+        bits: u32,
+    }
+    let description = UserDesc {
+        entry,
+        base: base as u32,
+        limit,
+        bits: if code { 2 << 1 } else { 0 },
+    };
+    // SAFETY: passes a valid structure; a new segment changes nothing for code that does not load
+    // it.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_modify_ldt,
+            0x11,
+            &raw const description,
+            size_of::<UserDesc>(),
+        )
+    };
+    assert_eq!(result, 0, "modify_ldt: {}", io::Error::last_os_error());
 }
 
 const GPR: [AsmRegister64; 16] = [
@@ -219,9 +293,9 @@ fn place(mut code: CodeAssembler, address: u64) -> Result<Vec<u8>, IcedError> {
     Ok(bytes)
 }
 
-/// The address of the second instruction: past the store to `taken`.
-fn second(bytes: &[u8], width: Width) -> u64 {
-    iced_x86::Decoder::with_ip(width.bits(), bytes, LANDING, 0)
+/// The address of the second instruction of a landing: past the store to `taken`.
+fn second(bytes: &[u8]) -> u64 {
+    iced_x86::Decoder::with_ip(64, bytes, LANDING, 0)
         .decode()
         .next_ip()
 }
@@ -265,23 +339,26 @@ fn write_stub() -> Result<u64, IcedError> {
     landing.pushfq()?;
     landing.pop(frame!(after.flags))?;
     leave(&mut landing)?;
-    Ok(second(&place(landing, LANDING)?, Width::Code64))
+    Ok(second(&place(landing, LANDING)?))
 }
 
-/// The same for an instruction of 32-bit code.
-fn write_stub32() -> Result<u64, IcedError> {
+/// The same for an instruction of 32-bit or 16-bit code.
+fn write_stub32(width: Width) -> Result<u64, IcedError> {
     const LOAD: u64 = CODE + 0x200;
     const EXIT: u64 = CODE + 0x400;
+    const STORE: u64 = CODE + 0xa00;
     let far = |address: u64, selector: u16| {
         let mut pointer = [0; 8];
-        pointer[..4].copy_from_slice(&(address as u32).to_le_bytes());
-        pointer[4..6].copy_from_slice(&selector.to_le_bytes());
+        pointer[..6].copy_from_slice(&far_jump(address, selector)[1..]);
         pointer
     };
     // SAFETY: mapped by the caller, and used by this thread only.
     unsafe {
-        (*(FRAME as *mut Frame)).enter = far(LOAD, CODE32_SELECTOR);
-        (*(FRAME as *mut Frame)).leave = far(EXIT, CODE64_SELECTOR);
+        let frame = FRAME as *mut Frame;
+        (*frame).enter = far(LOAD, CODE32_SELECTOR);
+        (*frame).leave = far(EXIT, CODE64_SELECTOR);
+        (*frame).flat = u64::from(DATA_SELECTOR);
+        (*frame).data16 = u64::from(DATA16_SELECTOR);
     }
     let mut entry = CodeAssembler::new(64)?;
     keep(&mut entry)?;
@@ -295,22 +372,45 @@ fn write_stub32() -> Result<u64, IcedError> {
 
     let mut load = CodeAssembler::new(32)?;
     for (number, register) in GPR32.into_iter().enumerate() {
-        load.mov(register, frame32!(before.gpr) + 8 * number)?;
+        if register != esp {
+            load.mov(register, frame32!(before.gpr) + 8 * number)?;
+        }
     }
-    load.jmp(SLOT)?;
+    let data16 = || word_ptr(at(std::mem::offset_of!(Frame, data16)));
+    if width == Width::Code16 {
+        load.mov(es, data16())?;
+        load.mov(ss, data16())?;
+    }
+    load.mov(esp, frame32!(before.gpr) + 8 * 4)?;
+    if width == Width::Code16 {
+        load.mov(ds, data16())?;
+        load.db(&far_jump(slot(width), CODE16_SELECTOR))?;
+    } else {
+        load.jmp(SLOT)?;
+    }
     place(load, LOAD)?;
 
-    let mut landing = CodeAssembler::new(32)?;
-    landing.mov(frame32!(taken), 1)?;
+    // From here on in 32-bit code; data segments may be those of 16-bit code.
+    let flat = || word_ptr(at(std::mem::offset_of!(Frame, flat)));
+    let mut taken = CodeAssembler::new(32)?;
+    taken.mov(ds, flat().cs())?;
+    taken.mov(frame32!(taken), 1)?;
+    let done = STORE + taken.assemble(STORE)?.len() as u64;
+    taken.mov(ds, flat().cs())?;
     for (number, register) in GPR32.into_iter().enumerate() {
-        landing.mov(frame32!(after.gpr) + 8 * number, register)?;
+        taken.mov(frame32!(after.gpr) + 8 * number, register)?;
     }
     let scratch = at(std::mem::offset_of!(Frame, scratch)) + 64;
-    landing.mov(esp, scratch as u32)?;
-    landing.pushfd()?;
-    landing.pop(frame32!(after.flags))?;
-    landing.jmp(fword_ptr(at(std::mem::offset_of!(Frame, leave))))?;
-    let bytes = place(landing, LANDING)?;
+    taken.mov(ss, flat())?;
+    taken.mov(esp, scratch as u32)?;
+    taken.pushfd()?;
+    taken.pop(frame32!(after.flags))?;
+    taken.jmp(fword_ptr(at(std::mem::offset_of!(Frame, leave))))?;
+    place(taken, STORE)?;
+
+    let landing = jump(LANDING, STORE, width);
+    // SAFETY: within the page that `Host::new` mapped writable.
+    unsafe { ptr::copy_nonoverlapping(landing.as_ptr(), LANDING as *mut u8, landing.len()) };
 
     let mut exit = CodeAssembler::new(64)?;
     exit.xor(eax, eax)?;
@@ -319,7 +419,7 @@ fn write_stub32() -> Result<u64, IcedError> {
     exit.mov(rsp, frame!(stack))?;
     leave(&mut exit)?;
     place(exit, EXIT)?;
-    Ok(second(&bytes, Width::Code32))
+    Ok(done)
 }
 
 /// Notes a fault of the instruction under test, and goes on after it with the registers as they
@@ -329,8 +429,16 @@ extern "C" fn caught(signal: i32, info: *mut libc::siginfo_t, context: *mut libc
     // SAFETY: the kernel passes valid pointers; the frame is mapped while the handler is in place
     // and a fault in the slot can only come from `Host::run`.
     unsafe {
-        let rip = &mut (*context).uc_mcontext.gregs[libc::REG_RIP as usize];
-        if !(SLOT..LANDING).contains(&(*rip as u64)) {
+        let registers = &mut (*context).uc_mcontext.gregs;
+        let selectors = &mut registers[libc::REG_CSGSFS as usize];
+        let base = if *selectors as u16 == CODE16_SELECTOR {
+            *selectors = *selectors & !0xffff | i64::from(CODE32_SELECTOR);
+            CODE
+        } else {
+            0
+        };
+        let rip = &mut registers[libc::REG_RIP as usize];
+        if !(SLOT..LANDING).contains(&(*rip as u64 + base)) {
             libc::signal(signal, libc::SIG_DFL);
             return;
         }

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use cpu::soft::{Fault, integer, op::Width};
 use generate::{Case, Random};
 use guest::Guest;
-use host::{Host, OPEN, OPEN_BYTES, Registers, SLOT};
+use host::{Host, OPEN, OPEN_BYTES, Registers, landing, slot};
 use iced_x86::{Code, Instruction, RflagsBits};
 
 /// Status flags and the direction flag.
@@ -97,11 +97,11 @@ impl Pair {
         let instruction = Guest::decode(&case.bytes, self.width);
         let (host, host_ending) = self.host.run(&case.bytes, &case.before);
         let (guest, guest_ending) = self.guest.run(&instruction, &case.before);
-        let next = SLOT + case.bytes.len() as u64;
+        let next = slot(self.width) + case.bytes.len() as u64;
         let cr2 = self.guest.core.control.cr2;
         let same_ending = match (host_ending, guest_ending) {
             (host::Ending::Next, guest::Ending::Rip(rip)) => rip == next,
-            (host::Ending::Taken, guest::Ending::Rip(rip)) => rip == host::LANDING,
+            (host::Ending::Taken, guest::Ending::Rip(rip)) => rip == landing(self.width),
             (host::Ending::Signal(signal, address), guest::Ending::Fault(fault)) => {
                 is_signal_of(fault, signal) && (fault.vector != 14 || address == cr2)
             }
@@ -206,4 +206,9 @@ fn every_form_of_integer_instruction_ends_as_on_the_host() {
 #[test]
 fn every_form_of_32_bit_integer_instruction_ends_as_on_the_host() {
     compare_all(Width::Code32, setting("CPU_DIFFERENTIAL_CASES", 100_000));
+}
+
+#[test]
+fn every_form_of_16_bit_integer_instruction_ends_as_on_the_host() {
+    compare_all(Width::Code16, setting("CPU_DIFFERENTIAL_CASES", 100_000));
 }

@@ -73,16 +73,15 @@ pub fn select(instruction: &Instruction, width: Width) -> Option<Op> {
 
 /// The operand size of a branch outside 64-bit mode.
 fn operand_bytes(instruction: &Instruction) -> usize {
-    if instruction.op_count() == 1 {
-        match instruction.op0_kind() {
-            OpKind::NearBranch16 => return 2,
-            OpKind::NearBranch32 => return 4,
-            OpKind::Register => return instruction.op0_register().size(),
-            OpKind::Memory => return instruction.memory_size().size(),
-            _ => {}
+    match instruction.op0_kind() {
+        _ if instruction.mnemonic() == Mnemonic::Ret => {
+            instruction.code().op_code().operand_size() as usize / 8
         }
+        OpKind::NearBranch16 => 2,
+        OpKind::Register => instruction.op0_register().size(),
+        OpKind::Memory => instruction.memory_size().size(),
+        _ => 4,
     }
-    usize::try_from(instruction.stack_pointer_increment().unsigned_abs()).unwrap_or(0)
 }
 
 /// `loop` and its kin, and `jcxz`: the address size says which count.

@@ -8,9 +8,9 @@ use iced_x86::{Instruction, Mnemonic};
 use super::host::Host;
 use crate::soft::{
     Core, Fault, Flow, Op,
-    core::{Access, Word},
+    core::Word,
     flags::{AF, CF, Status},
-    op::{HIGH_BYTES, Handler},
+    op::{HIGH_BYTES, Handler, Mem},
 };
 
 const AL: u8 = 0;
@@ -97,15 +97,18 @@ fn salc(core: &mut Core, _op: &Op) -> Result<Flow, Fault> {
     Ok(Flow::Next)
 }
 
+/// The limits are two operands: the upper one is looked at only if the lower one is kept.
 fn bound<T: Word>(core: &mut Core, op: &Op) -> Result<Flow, Fault> {
-    let linear = core.linear(&op.mem, 2 * T::BYTES, Access::Read)?;
+    let upper = Mem {
+        displacement: op.mem.displacement.wrapping_add(T::BYTES as u64),
+        ..op.mem
+    };
     let index = core.get::<T>(op.a).signed();
-    if index < core.load::<T>(linear)?.signed() {
-        return Err(Fault::BOUND);
+    let within =
+        core.read::<T>(&op.mem)?.signed() <= index && index <= core.read::<T>(&upper)?.signed();
+    if within {
+        Ok(Flow::Next)
+    } else {
+        Err(Fault::BOUND)
     }
-    let highest = core.load::<T>(linear.wrapping_add(T::BYTES as u64))?;
-    if index > highest.signed() {
-        return Err(Fault::BOUND);
-    }
-    Ok(Flow::Next)
 }
