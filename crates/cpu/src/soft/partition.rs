@@ -35,6 +35,13 @@ impl SoftPartition {
         }
     }
 
+    /// Instructions executed so far by all vCPUs; lags behind while they run. A repeated string
+    /// instruction counts once per part.
+    #[must_use]
+    pub fn instructions(&self) -> u64 {
+        self.common.peers.instructions()
+    }
+
     /// Lets the next store of any vCPU to any page be seen by the dirty log: to be called after the
     /// log was turned on, and after it was taken and before the pages are read.
     pub fn flush_writes(&self) {

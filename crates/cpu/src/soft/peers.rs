@@ -10,7 +10,7 @@
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 
 use super::{Core, lapic::Inbox};
@@ -29,6 +29,8 @@ pub struct Peer {
     parked: AtomicBool,
     /// Is to return from its run.
     kicked: AtomicBool,
+    /// Instructions executed, as of when it last looked up.
+    pub(super) instructions: AtomicU64,
 }
 
 /// All vCPUs of a partition.
@@ -60,12 +62,21 @@ impl Peers {
             requested: AtomicBool::new(false),
             parked: AtomicBool::new(true),
             kicked: AtomicBool::new(false),
+            instructions: AtomicU64::new(0),
         });
         self.all
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .push(Arc::clone(&peer));
         peer
+    }
+
+    /// Instructions executed by all vCPUs.
+    pub(super) fn instructions(&self) -> u64 {
+        let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
+        all.iter()
+            .map(|it| it.instructions.load(Ordering::Relaxed))
+            .sum()
     }
 
     fn try_turn(&self) -> Option<MutexGuard<'_, ()>> {

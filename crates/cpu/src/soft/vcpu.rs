@@ -8,7 +8,10 @@
 //!            └─► park, sleep, unpark ─► look                  └────────────────────────────┘
 //! ```
 
-use std::sync::{Arc, atomic::AtomicU32};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
 
 use memory::Ram;
 
@@ -75,7 +78,10 @@ impl SoftVcpu {
         while let Some(event) = self.interpreter.core.platform.apic.take(self.gates()) {
             self.handle(event)?;
         }
+        let instructions = self.interpreter.instructions();
         let core = &mut self.interpreter.core;
+        let peer = &core.platform.peer;
+        peer.instructions.store(instructions, Ordering::Relaxed);
         core.answer();
         Ok(core.platform.peer.take_kick().then_some(Exit::Kicked))
     }
