@@ -89,7 +89,7 @@ impl Guest {
             TABLES + level * 0x1000 + (address >> (39 - 9 * level) & 0x1ff) * 8
         };
         for level in 0..3 {
-            let next = TABLES + (level + 1) * 0x1000 | PRESENT | WRITABLE;
+            let next = (TABLES + (level + 1) * 0x1000) | PRESENT | WRITABLE;
             core.physical_write(entry(level, WINDOW), &next.to_le_bytes());
         }
         for page in 1..PAGES - 1 {

@@ -8,6 +8,7 @@
 //! leaves by far jumps; 16-bit ones with segments of their own, so that all addresses are small.
 
 use std::{
+    arch::asm,
     io, ptr, slice,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -158,8 +159,8 @@ impl Host {
             Width::Code64 => write_stub(),
             Width::Code32 => write_stub32(width),
             Width::Code16 => {
-                describe_segment(0, CODE, CODE16_LIMIT, true);
-                describe_segment(1, WINDOW, DATA16_LIMIT, false);
+                describe_segment(0, CODE, CODE16_LIMIT, true).expect("modify_ldt");
+                describe_segment(1, WINDOW, DATA16_LIMIT, false).expect("modify_ldt");
                 write_stub32(width)
             }
         };
@@ -249,7 +250,7 @@ fn far_jump(offset: u64, selector: u16) -> Vec<u8> {
 }
 
 /// Makes an entry of the local descriptor table: 16 bits, readable code or writable data.
-fn describe_segment(entry: u32, base: u64, limit: u32, code: bool) {
+fn describe_segment(entry: u32, base: u64, limit: u32, code: bool) -> io::Result<()> {
     /// `struct user_desc` of the kernel, with its bit fields as one word: contents in bits 1 and 2.
     #[repr(C)]
     struct UserDesc {
@@ -274,7 +275,41 @@ fn describe_segment(entry: u32, base: u64, limit: u32, code: bool) {
             size_of::<UserDesc>(),
         )
     };
-    assert_eq!(result, 0, "modify_ldt: {}", io::Error::last_os_error());
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Whether the host's kernel lets a process run code of this width.
+///
+/// # Errors
+/// Why not.
+pub fn can_run(width: Width) -> Result<(), String> {
+    if width == Width::Code64 {
+        return Ok(());
+    }
+    let valid: u8;
+    // SAFETY: asks about a selector, and changes nothing.
+    unsafe {
+        asm!(
+            "lar {rights:e}, {selector:e}",
+            "setz {valid}",
+            selector = in(reg) u32::from(CODE32_SELECTOR),
+            rights = out(reg) _,
+            valid = out(reg_byte) valid,
+            options(nomem, nostack),
+        );
+    }
+    if valid == 0 {
+        return Err("the kernel has no segment for 32-bit code".to_owned());
+    }
+    if width == Width::Code16 {
+        describe_segment(1, WINDOW, DATA16_LIMIT, false)
+            .map_err(|error| format!("the kernel refuses local descriptors: {error}"))?;
+    }
+    Ok(())
 }
 
 const GPR: [AsmRegister64; 16] = [
