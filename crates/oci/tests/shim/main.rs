@@ -12,5 +12,6 @@
 mod ends;
 mod exec;
 mod life;
+mod steps;
 mod streams;
 mod world;
