@@ -283,10 +283,7 @@ fn a_daemon_that_dies_while_pulling_starts_over() {
     let there = "127.0.0.1:5000/box:1";
     daemon.berth(&["image", "push", "busybox", there]).unwrap();
     let works = |daemon: &Daemon| {
-        until_so("the pull of before ends", || {
-            let all = daemon.berth(&["op", "list", "-o", "json"]).unwrap();
-            !all.contains("\"running\"") && !all.contains("\"pending\"")
-        });
+        operations_end(daemon);
         daemon.berth(&["image", "pull", there]).unwrap();
         assert_eq!(
             daemon
@@ -324,6 +321,72 @@ fn a_daemon_that_dies_while_pulling_starts_over() {
         works(&daemon);
     }
     clear_images(&daemon);
+}
+
+#[test]
+fn a_daemon_that_dies_while_pushing_building_or_importing_starts_over() {
+    let test = "a_daemon_that_dies_while_pushing";
+    if testkit::lacks(test, &["docker-registry", "curl"]) {
+        return;
+    }
+    let Some(mut daemon) = daemon(test) else {
+        return;
+    };
+    let _registry = Registry::start(daemon.netns()).unwrap();
+    let there = "127.0.0.1:5000/box:1";
+    let archive = daemon.root().with_file_name("box.tar");
+    let archive = archive.to_str().unwrap();
+    daemon
+        .berth(&["image", "export", "busybox", "-f", archive])
+        .unwrap();
+    // What is done, and the image that is there after it, to be run and taken away.
+    for (kind, words, made) in [
+        ("push", &["image", "push", "busybox", there][..], there),
+        (
+            "build",
+            &["image", "build", "--recipe", "busybox", "--name", "made"],
+            "made",
+        ),
+        (
+            "import",
+            &["image", "import", archive, "brought"],
+            "brought",
+        ),
+    ] {
+        let points = [
+            format!("launch.image_{kind}"),
+            format!("step.image_{kind}.{kind}.run"),
+            format!("step.image_{kind}.{kind}.ran"),
+            format!("ending.image_{kind}"),
+            format!("ended.image_{kind}"),
+        ];
+        for point in &points {
+            die_at(&mut daemon, point, words);
+            operations_end(&daemon);
+            // Again, whatever came of it: nothing stands in the way.
+            daemon.berth(words).unwrap();
+            let pull = if kind == "push" { "always" } else { "never" };
+            let ran = daemon.berth(&["run", "--rm", "--pull", pull, made, "echo", "fine"]);
+            assert_eq!(ran.unwrap(), "fine", "{point}");
+            until_so("its image is free", || {
+                daemon.berth(&["image", "rm", made]).is_ok()
+            });
+            let images = daemon.berth(&["image", "list", "-o", "name"]).unwrap();
+            assert_eq!(images.lines().count(), 1, "{point}: {images}");
+            let unfinished = daemon.root().join("images/ingest");
+            assert_eq!(std::fs::read_dir(unfinished).unwrap().count(), 0, "{point}");
+            gone(&daemon, point);
+        }
+    }
+    let operations = daemon.berth(&["op", "list", "-o", "json"]).unwrap();
+    assert!(!operations.contains("stuck"), "{operations}");
+}
+
+fn operations_end(daemon: &Daemon) {
+    until_so("the operation of before ends", || {
+        let all = daemon.berth(&["op", "list", "-o", "json"]).unwrap();
+        !all.contains("\"running\"") && !all.contains("\"pending\"")
+    });
 }
 
 #[test]
