@@ -10,6 +10,7 @@
 //! | [`Registry`] | Debian's `docker-registry` inside one |
 //! | [`Daemon`] | `berth daemon` with a root, a prefix and a network namespace of its own |
 //! | [`images()`] | images made once and lent to many daemons |
+//! | [`Terminal`] | a pseudo-terminal to press keys at |
 //! | [`leftovers()`] | what a daemon or its guests left on the host |
 
 #![forbid(unsafe_code)]
@@ -21,6 +22,7 @@ mod netns;
 mod process;
 mod registry;
 mod skip;
+mod terminal;
 
 pub use daemon::{Daemon, Said};
 pub use images::images;
@@ -29,3 +31,4 @@ pub use netns::Netns;
 pub use process::Background;
 pub use registry::Registry;
 pub use skip::{lacks, skip};
+pub use terminal::{Terminal, code_of};

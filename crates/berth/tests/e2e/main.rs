@@ -14,5 +14,6 @@ mod network;
 mod recover;
 mod refusals;
 mod software;
+mod terminal;
 mod tokens;
 mod volumes;
