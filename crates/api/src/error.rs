@@ -15,6 +15,8 @@ pub enum ErrorCode {
     Unauthenticated,
     /// The caller may not do this.
     Denied,
+    /// Too many attempts; later ones may do.
+    RateLimited,
     /// There is no such thing.
     NotFound,
     /// It contradicts what is: a name taken, a thing in use, a spec changed meanwhile.
@@ -45,6 +47,7 @@ impl ErrorCode {
             Self::Invalid => 400,
             Self::Unauthenticated => 401,
             Self::Denied => 403,
+            Self::RateLimited => 429,
             Self::NotFound => 404,
             Self::Conflict | Self::Cancelled => 409,
             Self::TooLarge => 413,

@@ -195,6 +195,10 @@ impl Control {
     }
 
     pub(crate) async fn push(&self, request: ImagePush) -> Result<Operation, Problem> {
+        if let Some(destination) = &request.reference {
+            crate::operations::reference(destination)
+                .map_err(|error| wrong_field("reference", error.to_string()))?;
+        }
         let wanted = request.image.clone();
         self.blocking_images(move |images| images.resolve(&wanted))
             .await?;

@@ -30,7 +30,7 @@ mod wiring;
 use std::{collections::HashMap, sync::Arc};
 
 use engine::Engine;
-use model::{InstanceId, record::InstanceRecord};
+use model::{InstanceId, instance::Limits, record::InstanceRecord};
 use store::Store;
 use tokio::sync::{Mutex, OwnedMutexGuard, broadcast};
 use volume::Pool;
@@ -87,6 +87,8 @@ struct Inner {
     health: std::sync::Mutex<HashMap<InstanceId, tokio::task::AbortHandle>>,
     /// Generations whose records are known to be in their directories.
     written: std::sync::Mutex<HashMap<InstanceId, u64>>,
+    /// Limits known to be in force.
+    limits: std::sync::Mutex<HashMap<InstanceId, Limits>>,
     /// Who copies files.
     roots: roots::Roots,
     notices: broadcast::Sender<Notice>,
@@ -107,6 +109,7 @@ impl Node {
                 locks: std::sync::Mutex::default(),
                 health: std::sync::Mutex::default(),
                 written: std::sync::Mutex::default(),
+                limits: std::sync::Mutex::default(),
                 roots: roots::Roots::default(),
                 notices: broadcast::channel(4096).0,
             }),
@@ -164,6 +167,7 @@ impl Node {
     pub fn forget(&self, id: InstanceId) {
         lock(&self.inner.locks).remove(&id);
         lock(&self.inner.written).remove(&id);
+        lock(&self.inner.limits).remove(&id);
         self.inner.roots.forget(id);
     }
 

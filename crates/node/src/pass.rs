@@ -184,6 +184,7 @@ impl Node {
                 // The guest came with these limits; only its directory's record is still to follow.
                 status.generation = record.generation;
                 status.pid = seen.pid;
+                self.note_limits(record);
                 status.started_at = seen.started_at.or_else(|| Some(clock::now()));
                 status.health = record.spec.health.as_ref().map(|_| Health::Starting);
                 self.write(record, status, Durability::Relaxed).await?;
@@ -352,6 +353,8 @@ impl Node {
             }
             status.generation = record.generation;
             changed = true;
+        } else if live && status.message.is_none() {
+            self.note_limits(record);
         }
         status.phase = seen;
         status.pid = observed.pid;
@@ -386,11 +389,23 @@ impl Node {
         Ok(())
     }
 
+    /// Remembers the limits that the guest came with.
+    fn note_limits(&self, record: &InstanceRecord) {
+        let mut known = lock(&self.inner.limits);
+        if known.get(&record.id) != Some(&record.spec.limits) {
+            known.insert(record.id, record.spec.limits.clone());
+        }
+    }
+
     async fn change_limits(
         &self,
         record: &InstanceRecord,
         status: &mut InstanceStatus,
     ) -> Result<(), NodeError> {
+        if lock(&self.inner.limits).get(&record.id) == Some(&record.spec.limits) {
+            // Something else of the record changed.
+            return Ok(());
+        }
         match self
             .engine()
             .set_limits(record.id, &record.spec.limits)
@@ -398,11 +413,13 @@ impl Node {
         {
             Ok(()) => {
                 status.message = None;
+                self.note_limits(record);
                 let text = format!("the limits of {} are in force", record.name);
                 self.notify(notice(record, "limits_changed", text));
             }
             Err(error @ EngineError::Stale { .. }) => return Err(NodeError::Engine(error)),
             Err(error) => {
+                lock(&self.inner.limits).remove(&record.id);
                 status.message = Some(format!("other limits are not in force: {}", error.chain()));
             }
         }

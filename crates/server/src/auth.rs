@@ -198,13 +198,11 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
 }
 
 fn too_many(wait: Duration) -> Problem {
-    let mut problem = Problem::new(
-        ErrorCode::Denied,
+    Problem::new(
+        ErrorCode::RateLimited,
         "too many failed authentications from this address",
     )
-    .hint(format!("try again in {} s", wait.as_secs() + 1));
-    problem.status = 429;
-    problem
+    .hint(format!("try again in {} s", wait.as_secs() + 1))
 }
 
 #[cfg(test)]

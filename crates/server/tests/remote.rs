@@ -133,6 +133,7 @@ async fn who_guesses_has_to_wait_and_others_do_not() {
     let (status, body) = remote.get("GET", "/v1/info", Some("good")).await;
     assert_eq!(status, 429, "{body}");
     assert!(body.contains("try again in"), "{body}");
+    assert!(body.contains("rate_limited"), "{body}");
     assert_eq!(remote.get("GET", "/v1/openapi.json", None).await.0, 200);
 }
 

@@ -168,7 +168,7 @@ impl Failure {
 pub const fn of(code: ErrorCode) -> Exit {
     match code {
         ErrorCode::Invalid => Exit::Usage,
-        ErrorCode::Unauthenticated | ErrorCode::Denied => Exit::Denied,
+        ErrorCode::Unauthenticated | ErrorCode::Denied | ErrorCode::RateLimited => Exit::Denied,
         ErrorCode::NotFound => Exit::NotFound,
         ErrorCode::Conflict => Exit::Conflict,
         ErrorCode::Timeout => Exit::Timeout,

@@ -81,6 +81,7 @@ fn wrong_requests_are_refused_and_leave_nothing() {
             "name",
         ),
         (spec(json!({"image": ""})), 400, "image"),
+        (spec(json!({"image": "Not//a name!"})), 400, "image"),
         (spec(json!({"memory": "1"})), 400, "memory"),
         (spec(json!({"memory": "-5M"})), 400, "memory"),
         (spec(json!({"cpus": -1.0})), 400, "cpus"),
@@ -154,6 +155,9 @@ fn wrong_requests_are_refused_and_leave_nothing() {
     }
     assert!(daemon.list().unwrap().is_empty());
     assert_eq!(daemon.berth(&["volume", "list", "-o", "name"]).unwrap(), "");
+
+    let unreadable = daemon.run(&["run", "Not//a-name"]).unwrap();
+    assert_eq!(unreadable.code, 2, "{unreadable:?}");
 
     // What only shows when it is tried: said by the command, and the instance is gone with it.
     for (words, word) in [

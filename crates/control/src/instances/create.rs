@@ -32,6 +32,8 @@ impl Control {
         wait: Option<Duration>,
     ) -> Result<InstanceDetail, Problem> {
         let spec = from_wire(&request.spec).map_err(|wrong| invalid("the instance", wrong))?;
+        crate::operations::reference(&spec.image)
+            .map_err(|error| wrong_field("image", error.to_string()))?;
         let desired = desired(request.desired.as_deref())?;
         let name: Option<Name> = match &request.name {
             Some(text) => {
