@@ -16,4 +16,4 @@ mod machine;
 mod supervisor;
 
 pub use machine::{Options, RunError, run};
-pub use supervisor::{SuperviseError, supervise};
+pub use supervisor::{SuperviseError, Supervision, supervise};

@@ -79,7 +79,10 @@ impl ThreadKind {
                     "timer_gettime",
                     "timer_settime",
                     "epoll_ctl",
-                    "sched_setaffinity",
+                    // The memory that translated code is in.
+                    "fcntl",
+                    "ftruncate",
+                    "memfd_create",
                 ],
             ],
             Self::Device => &[
@@ -145,6 +148,7 @@ impl ThreadKind {
                     "fstat",
                     "getrusage",
                     "recvfrom",
+                    "sched_setaffinity",
                     "sendto",
                     "shutdown",
                     "timer_delete",
@@ -160,7 +164,7 @@ impl ThreadKind {
             only("prctl", 0, &[libc::PR_SET_NAME as u64, PR_SET_VMA]),
         ];
         match self {
-            Self::Vcpu => rules.push(only("ioctl", 1, KVM_VCPU)),
+            Self::Vcpu => rules.push(only("ioctl", 1, &[KVM_VCPU, TUN].concat())),
             Self::Device => rules.push(only("ioctl", 1, TUN)),
             Self::Vsock => {
                 rules.push(only("socket", 0, &[libc::AF_UNIX as u64]));

@@ -1,6 +1,7 @@
 //! The machine's own process: one boot, from opening files to the reason why it stopped.
 
 use std::{
+    fs::File,
     io::{self, Write},
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
@@ -11,6 +12,7 @@ use std::{
 use cpu::Backend;
 use devices::virtio::{DeviceEvent, Host};
 
+use super::supervisor;
 use crate::{
     VmConfig,
     console::{Console, Output},
@@ -39,6 +41,8 @@ pub struct Options {
     pub since: Instant,
     /// Whether to say on standard error what happens.
     pub verbose: bool,
+    /// A pipe to the supervisor, with whom the process ends.
+    pub supervisor: Option<File>,
 }
 
 /// Why a machine could not be run.
@@ -76,7 +80,7 @@ pub fn run(
     listeners: &Listeners,
     options: Options,
 ) -> Result<StopReason, RunError> {
-    let resources = Resources::open(config)?;
+    let mut resources = Resources::open(config)?;
     let sockets = config.vsock.as_ref().and_then(|it| it.socket.parent());
     let filters = match options.jail {
         true => Some(Filters::new().map_err(io::Error::other)),
@@ -89,6 +93,9 @@ pub fn run(
             sockets: sockets.map(Path::to_owned),
         };
         jail.enter()?;
+    }
+    if let Some(supervisor) = &options.supervisor {
+        supervisor::die_with(supervisor).map_err(failed("follow the supervisor"))?;
     }
     let prepare: Prepare = Arc::new(move |kind| match &filters {
         Some(filters) => filters.install(kind),
@@ -104,7 +111,6 @@ pub fn run(
     })));
     let output = Output::new().map_err(failed("make an eventfd"))?;
     let clone = |it: &Option<UnixListener>| it.as_ref().map(UnixListener::try_clone).transpose();
-    let mut resources = resources;
     let log = resources.log.take();
     let parts = Parts {
         backend: options.backend,

@@ -1,0 +1,102 @@
+//! `berth-vmm`: the process of one virtual machine, and a way to try a kernel out.
+//!
+//! The daemon starts it with a configuration and talks to its sockets from then on; people use
+//! `berth-vmm boot`. All the work is in the library.
+
+#![forbid(unsafe_code)]
+
+mod boot;
+mod terminal;
+
+use std::{
+    io::{self, Read, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Instant,
+};
+
+use clap::{Args, Parser, Subcommand};
+use vmm::{
+    StopReason, VmConfig,
+    config::MAX_CONFIG,
+    machine::choose,
+    process::{Supervision, supervise},
+};
+
+/// Run one virtual machine.
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(flatten)]
+    run: Option<Run>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Args)]
+struct Run {
+    /// The machine's configuration (JSON)
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Do not lock the process up; for debugging only
+    #[arg(long)]
+    no_jail: bool,
+    /// Say on standard error how long the start took
+    #[arg(long)]
+    verbose: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot a kernel in the foreground, with the serial console on this terminal
+    Boot(boot::Arguments),
+}
+
+fn main() -> ExitCode {
+    let since = Instant::now();
+    let cli = Cli::parse();
+    let ended = match (cli.command, cli.run) {
+        (Some(Command::Boot(arguments)), _) => boot::run(&arguments, since),
+        (None, Some(run)) => run.supervise(since),
+        (None, None) => Err("nothing to run: give --config FILE, or boot".into()),
+    };
+    let mut err = io::stderr().lock();
+    // Where standard error is closed nobody is told.
+    match ended {
+        Ok(reason) => {
+            if !matches!(reason, StopReason::PowerOff | StopReason::Killed) {
+                let _closed = writeln!(err, "berth-vmm: the machine stopped: {reason:?}");
+            }
+            ExitCode::from(reason.status())
+        }
+        Err(error) => {
+            if let StopReason::Error { message } = StopReason::error(&*error) {
+                let _closed = writeln!(err, "berth-vmm: {message}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What failed, for people.
+type Failure = Box<dyn std::error::Error>;
+
+impl Run {
+    fn supervise(&self, since: Instant) -> Result<StopReason, Failure> {
+        let mut json = Vec::new();
+        std::fs::File::open(&self.config)
+            .and_then(|file| file.take(MAX_CONFIG + 1).read_to_end(&mut json))
+            .map_err(|error| format!("read {}: {error}", self.config.display()))?;
+        if json.len() as u64 > MAX_CONFIG {
+            return Err(format!("{} is no configuration: too long", self.config.display()).into());
+        }
+        let config = VmConfig::parse(&json)?;
+        let how = Supervision {
+            backend: choose(config.accel),
+            jail: !self.no_jail,
+            verbose: self.verbose,
+            since,
+        };
+        Ok(supervise(&config, how)?)
+    }
+}
