@@ -244,8 +244,8 @@ impl Machine {
     }
 
     fn pin(&self, cpus: &[Vec<u32>]) -> io::Result<()> {
-        let pairs = self.threads.iter().zip(cpus);
-        pairs.map(|(thread, cpus)| thread.pin(cpus)).collect()
+        let mut pairs = self.threads.iter().zip(cpus);
+        pairs.try_for_each(|(thread, cpus)| thread.pin(cpus))
     }
 
     /// Waits for the ends of the vCPUs' threads, after [`Gate::stop`].
