@@ -11,14 +11,14 @@ use std::{
 
 use agent::{CONSOLE_PORT_NAME, client::Client, config::Config};
 use image::{
-    Job, Recipe, Store,
+    DebianRecipe, Job, Recipe, Store,
     vm::{Kernel, KernelRecipe, RootDisk, config_archive, copy_disk},
 };
 use rustix::fs::{FlockOperation, flock};
 
 const QEMU: &str = "qemu-system-x86_64";
 /// Emulation on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Kernel and disk, shared by the tests of a run and by later runs.
 pub struct Media {
@@ -29,7 +29,22 @@ pub struct Media {
 impl Media {
     /// Makes or finds them; `None`, said aloud, where this machine cannot.
     pub fn new(test: &str) -> Option<Self> {
-        match Self::make() {
+        Self::of(test, &Recipe::Busybox)
+    }
+
+    /// The same of Debian with systemd.
+    pub fn debian(test: &str) -> Option<Self> {
+        let recipe = DebianRecipe {
+            suite: "bookworm".into(),
+            packages: Vec::new(),
+            systemd: true,
+            mirror: None,
+        };
+        Self::of(test, &Recipe::Debian(recipe))
+    }
+
+    fn of(test: &str, recipe: &Recipe) -> Option<Self> {
+        match Self::make(recipe) {
             Ok(media) => Some(media),
             Err(reason) => {
                 let _ = writeln!(std::io::stderr(), "SKIP {test}: {reason}");
@@ -38,7 +53,7 @@ impl Media {
         }
     }
 
-    fn make() -> Result<Self, String> {
+    fn make(recipe: &Recipe) -> Result<Self, String> {
         let agent = std::env::var_os("BERTH_AGENT");
         let agent =
             agent.ok_or("BERTH_AGENT does not name the static agent: scripts/build-agent")?;
@@ -61,9 +76,9 @@ impl Media {
                 &Job::silent(),
             )
             .map_err(|error| error.to_string())?;
-        let name = "localhost/busybox:test".parse().unwrap();
+        let name = recipe.default_name().unwrap();
         let built = store
-            .build_recipe(&Recipe::Busybox, &name, false, &Job::silent())
+            .build_recipe(recipe, &name, false, &Job::silent())
             .map_err(|error| error.to_string())?;
         let disk = store
             .root_disk(&built.image, &Job::silent())
@@ -145,6 +160,16 @@ impl Machine {
         let mut client = Client::new(stream);
         client.info().ok()?;
         Some(client)
+    }
+
+    /// Waits until the console has said something.
+    pub fn says(&self, text: &str) {
+        let start = Instant::now();
+        while !self.log().contains(text) {
+            let log = self.log();
+            assert!(start.elapsed() < PATIENCE, "{text:?} is not in:\n{log}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     pub fn log(&self) -> String {

@@ -318,3 +318,47 @@ fn a_guest_that_cannot_come_up_says_why_and_ends() {
         "{log}"
     );
 }
+
+#[test]
+fn a_debian_system_comes_up_whole_with_systemd_and_goes_down_in_order() {
+    let test = "a_debian_system_comes_up_whole_with_systemd_and_goes_down_in_order";
+    let Some(media) = Media::debian(test) else {
+        return;
+    };
+    let config = Config::new("egret", on_disk(), Start::System { init: None });
+    let machine = Machine::start(&media, &config, 2 << 30);
+    let mut client = machine.client();
+    let mut info = client.info().unwrap();
+    while !info.ready {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        info = client.info().unwrap();
+    }
+    assert!(info.os.contains("Debian"), "{info:?}");
+    client
+        .exec(program(&["systemctl", "is-system-running"]))
+        .unwrap();
+    let (state, _, _) = collect(&mut client);
+    client
+        .exec(program(&[
+            "systemctl",
+            "--failed",
+            "--plain",
+            "--no-legend",
+        ]))
+        .unwrap();
+    let (failed, _, _) = collect(&mut client);
+    assert!(
+        state == "running\n" || state == "starting\n",
+        "{state}: {failed}"
+    );
+    assert_eq!(failed, "");
+    machine.says("egret login:");
+    client
+        .command(Verb::Shutdown {
+            reboot: false,
+            grace_ms: 0,
+        })
+        .unwrap();
+    let log = machine.powers_off();
+    assert!(log.contains("Power down"), "{log}");
+}

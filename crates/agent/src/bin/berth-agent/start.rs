@@ -57,6 +57,9 @@ fn system(init: Option<&str>, config: &Config) -> Result<Infallible, BootError> 
     let target = fs::canonicalize(program).unwrap_or_default();
     if target.ends_with("systemd") {
         systemd_units()?;
+        if !has_udev() {
+            without_udev()?;
+        }
         for (number, interface) in config.interfaces.iter().enumerate() {
             let text = crate::boot::networkd(interface, &config.dns);
             write_run(
@@ -109,6 +112,30 @@ fn systemd_units() -> Result<(), BootError> {
         fs::create_dir_all(&directory).map_err(at("make", &directory))?;
         let link = format!("{directory}/{unit}");
         symlink(format!("../{unit}"), &link).map_err(at("make", &link))?;
+    }
+    Ok(())
+}
+
+/// Whether the image runs udev, which systemd needs to hear of devices.
+fn has_udev() -> bool {
+    let program = "/usr/lib/systemd/systemd-udevd";
+    let also = "/lib/systemd/systemd-udevd";
+    let mask = fs::read_link("/etc/systemd/system/systemd-udevd.service").unwrap_or_default();
+    (Path::new(program).exists() || Path::new(also).exists()) && mask != Path::new("/dev/null")
+}
+
+/// Without udev no device ever appears to systemd, and what waits for one waits for its timeout: the
+/// login on the serial console moves to the unit that needs no device.
+fn without_udev() -> Result<(), BootError> {
+    let units = Path::new("/run/systemd/system");
+    for console in ["ttyS0", "hvc0"] {
+        let unit = units.join(format!("serial-getty@{console}.service"));
+        symlink("/dev/null", &unit).map_err(at("make", &unit))?;
+    }
+    let getty = Path::new("/lib/systemd/system/console-getty.service");
+    let link = units.join("multi-user.target.wants/console-getty.service");
+    if getty.exists() {
+        symlink(getty, &link).map_err(at("make", &link))?;
     }
     Ok(())
 }

@@ -78,17 +78,18 @@ fn console_port() -> Option<PathBuf> {
     })
 }
 
-/// A port is always open and has one host at a time: requests come one after the other, and the end of
+/// A port is opened once and has one host at a time: requests come one after the other, and the end of
 /// the stream only means that nobody is at the other side now.
 fn serve_port(path: &PathBuf) {
-    loop {
-        match File::options().read(true).write(true).open(path) {
-            Ok(stream) => connection::serve(&stream),
-            Err(error) => {
-                say(&format!("cannot open {}: {error}", path.display()));
-                return;
-            }
+    let stream = match File::options().read(true).write(true).open(path) {
+        Ok(stream) => stream,
+        Err(error) => {
+            say(&format!("cannot open {}: {error}", path.display()));
+            return;
         }
+    };
+    loop {
+        connection::serve(&stream);
         thread::sleep(Duration::from_millis(20));
     }
 }
