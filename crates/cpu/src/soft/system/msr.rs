@@ -40,8 +40,10 @@ const TSC_AUX: u32 = 0xc000_0103;
 const WALL_CLOCK: u32 = 0x4b56_4d00;
 const SYSTEM_TIME: u32 = 0x4b56_4d01;
 
+/// Automatic IBRS: nothing to do here, but kernels that find it build no retpolines.
+const EFER_IBRS: u64 = 1 << 21;
 /// What can be set in `efer`.
-const EFER_KNOWN: u64 = EFER_SCE | EFER_LME | EFER_NXE;
+const EFER_KNOWN: u64 = EFER_SCE | EFER_LME | EFER_NXE | EFER_IBRS;
 /// Write-back, write-through, uncached-minus, uncached, twice.
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 
