@@ -172,6 +172,7 @@ const BORROWED: &[Feature] = &[
     (Word::B7, 19),
     (Word::B7, 29),
     (Word::ExtC, 5),
+    (Word::Ext8B, 2),
 ];
 
 /// What the software CPU does by itself, whatever the host has.
@@ -224,8 +225,9 @@ impl Features {
     /// What the software CPU has on this host.
     #[must_use]
     pub fn soft() -> Self {
-        let own = Self::of(BASE).union(Self::of(OWN));
-        own.union(Self::of(BORROWED).intersection(host()))
+        let borrowed = Self::of(BORROWED);
+        let own = Self::of(BASE).union(Self::of(OWN)).without(borrowed);
+        own.union(borrowed.intersection(host()))
     }
 
     /// What KVM supports on this host, and what it emulates for every guest.
@@ -269,6 +271,11 @@ impl Features {
         Self(std::array::from_fn(|word| self.0[word] & other.0[word]))
     }
 
+    /// What is in this one only.
+    fn without(self, other: Self) -> Self {
+        Self(std::array::from_fn(|word| self.0[word] & !other.0[word]))
+    }
+
     /// Whether all of `other` is in it.
     #[must_use]
     pub fn contains(self, other: Self) -> bool {
@@ -297,17 +304,22 @@ impl Features {
     }
 }
 
-/// All that the host's own `cpuid` says.
+/// All that the host's own `cpuid` says, and what goes without saying on Intel's processors: that
+/// error pointers are always saved.
 fn host() -> Features {
+    let vendor = read(0, 0);
+    let intel = [vendor.ebx, vendor.edx, vendor.ecx] == [0x756e_6547, 0x4965_6e69, 0x6c65_746e];
+    let implied: &[Feature] = if intel { &[(Word::Ext8B, 2)] } else { &[] };
     let (basic, extended) = (read(0, 0).eax, read(0x8000_0000, 0).eax);
-    Features::from_leaves(|leaf, subleaf| {
+    let said = Features::from_leaves(|leaf, subleaf| {
         let last = if leaf >= 0x8000_0000 { extended } else { basic };
         if leaf <= last {
             read(leaf, subleaf)
         } else {
             Leaf::default()
         }
-    })
+    });
+    said.union(Features::of(implied))
 }
 
 fn read(leaf: u32, subleaf: u32) -> Leaf {
