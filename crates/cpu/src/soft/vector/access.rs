@@ -38,8 +38,9 @@ pub struct Vector {
     pub state: VectorState,
     /// `mxcsr` while the host executes a guest's instruction, and what became of it.
     pub(in crate::soft) run_mxcsr: u32,
-    /// `mxcsr` as the host's own code expects it.
-    host_mxcsr: u32,
+    /// `mxcsr` to go on with after it: all exceptions masked, rounding to nearest, as the host's
+    /// own code expects it.
+    pub(in crate::soft) host_mxcsr: u32,
     closed: u8,
     cr0: u64,
     cr4: u64,
