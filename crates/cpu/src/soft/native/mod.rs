@@ -15,7 +15,8 @@
 //! no memory but its one operand, which the handler found for it. What touches more
 //! (`fxsave`, gathers) or only control registers is written in Rust.
 //!
-//! The pointers to the last x87 instruction and its operand read as zero.
+//! The pointers to the last x87 instruction and its operand read as zero. After a stub the host's
+//! own units have the controls they had; only flags of exceptions may be left in `mxcsr`.
 
 mod allow;
 mod arena;

@@ -1,6 +1,9 @@
 //! All codes, random operands, random states.
 
-use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{
+    Code, CpuidFeature, Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic, OpKind,
+    Register,
+};
 
 use super::{
     DEVICE, core, decode,
@@ -163,10 +166,11 @@ impl Case {
         outcome(faulted, after, self.base, memory)
     }
 
-    fn in_core(&self, core: &mut Core) -> Option<Outcome> {
-        let mut op = native::select(&self.instruction, Width::Code64)?;
+    fn in_core(&self, core: &mut Core, width: Width) -> Option<Outcome> {
+        let mut op = native::select(&self.instruction, width)?;
+        core.width = width;
         if self.unplaced && native::plan::plan(&self.instruction).is_some() {
-            op = native::template::unplaced(&self.instruction, Width::Code64)?;
+            op = native::template::unplaced(&self.instruction, width)?;
         }
         let window = if self.device { DEVICE } else { WINDOW };
         core.vector.state = self.state.vector.clone();
@@ -263,7 +267,7 @@ fn every_instruction_does_what_the_host_does() {
             let Some(case) = Case::new(&mut random, code) else {
                 continue;
             };
-            let Some(actual) = case.in_core(&mut core) else {
+            let Some(actual) = case.in_core(&mut core, Width::Code64) else {
                 continue;
             };
             met = true;
@@ -330,4 +334,47 @@ fn an_operand_that_cannot_be_reached_changes_nothing() {
         faults += 1;
     }
     assert!(faults > 300);
+}
+
+#[test]
+fn bytes_that_mean_the_same_in_32_bit_code_do_the_same() {
+    let mut core = core();
+    let mut same = 0;
+    // These mean all registers, of which 32-bit code has eight.
+    let all = |it: Code| matches!(it.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall);
+    let codes = Code::values().filter(|&it| ours(it) && it.op_code().mode32() && !all(it));
+    for code in codes {
+        for round in 0..8 {
+            let mut random = Random(round << 32 | code as u64);
+            let Some(mut case) = Case::new(&mut random, code) else {
+                continue;
+            };
+            let mut decoder = Decoder::with_ip(32, &case.bytes, 0x1000, DecoderOptions::NONE);
+            let instruction = decoder.decode();
+            // Register numbers above 7 need bits that 32-bit code has not, or ignores.
+            let low = |it: u32| {
+                instruction.op_register(it) == case.instruction.op_register(it)
+                    && instruction.memory_base().number() == case.instruction.memory_base().number()
+                    && instruction.memory_index() == case.instruction.memory_index()
+            };
+            let whole = decoder.position() == case.bytes.len();
+            if instruction.code() != code || !whole || !(0..instruction.op_count()).all(low) {
+                continue;
+            }
+            for it in &mut case.state.regs {
+                *it = u64::from(*it as u32);
+            }
+            let long = case.in_core(&mut core, Width::Code64);
+            case.instruction = instruction;
+            let short = case.in_core(&mut core, Width::Code32);
+            assert!(
+                long == short,
+                "{instruction} ({:x?}), left in 32-bit code:{}",
+                case.bytes,
+                difference(&short.unwrap(), &long.unwrap())
+            );
+            same += 1;
+        }
+    }
+    assert!(same > 1000, "only {same} were compared");
 }
