@@ -41,6 +41,8 @@ pub mod segment;
 pub mod select;
 mod state;
 pub mod system;
+#[cfg(test)]
+mod tests;
 mod vcpu;
 pub mod vector;
 
@@ -48,5 +50,5 @@ pub use self::core::Core;
 pub use fault::Fault;
 pub use flags::Flags;
 pub use interpreter::Interpreter;
-pub use op::{Flow, Handler, Op};
+pub use op::{Flow, Handler, Op, Width};
 pub use partition::SoftPartition;
