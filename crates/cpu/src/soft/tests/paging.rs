@@ -35,12 +35,8 @@ fn long(core: &mut Core) -> [u64; 4] {
         TABLES + level * 0x1000 + index * 8
     };
     let entries = [entry(0), entry(1), entry(2), entry(3)];
-    for level in 0..3 {
-        put(
-            core,
-            entries[level],
-            (TABLES + (level as u64 + 1) * 0x1000) | ALL,
-        );
+    for (level, entry) in entries[..3].iter().enumerate() {
+        put(core, *entry, (TABLES + (level as u64 + 1) * 0x1000) | ALL);
     }
     put(core, entries[3], PAGE | ALL);
     core.tlb.flush(true);
@@ -58,7 +54,8 @@ fn is_permitted(
         (Context::User, Access::Read) => user_page,
         (Context::User, Access::Write) => user_page && writable,
         (Context::User, Access::Execute) => user_page && !nx,
-        (_, Access::Execute) => !nx && !(user_page && smep),
+        (_, Access::Execute) if user_page && smep => false,
+        (_, Access::Execute) => !nx,
         (_, Access::Read) => !user_page || !smap || context == Context::SupervisorOpen,
         (_, Access::Write) => {
             (writable || !wp) && (!user_page || !smap || context == Context::SupervisorOpen)
@@ -79,7 +76,7 @@ fn rights_are_those_of_the_manual() {
             core.control.cr4 & !(CR4_SMEP | CR4_SMAP) | bit(smep, CR4_SMEP) | bit(smap, CR4_SMAP);
         let rights =
             bit(bits & 8 != 0, USER) | bit(bits & 16 != 0, WRITABLE) | bit(bits & 32 != 0, NX);
-        for level in 0..4 {
+        for (level, entry) in entries.into_iter().enumerate() {
             let next = if level == 3 {
                 PAGE
             } else {
@@ -87,7 +84,7 @@ fn rights_are_those_of_the_manual() {
             };
             for access in [Access::Read, Access::Write, Access::Execute] {
                 for context in [Context::User, Context::Supervisor, Context::SupervisorOpen] {
-                    put(&mut core, entries[level], next | PRESENT | rights);
+                    put(&mut core, entry, next | PRESENT | rights);
                     let found = core.translate(LINEAR | 0x123, access, context);
                     let permitted = is_permitted(access, context, rights, (wp, smep, smap));
                     let code = 1
@@ -107,7 +104,7 @@ fn rights_are_those_of_the_manual() {
                             assert_eq!(core.control.cr2, LINEAR | 0x123);
                         }
                     }
-                    put(&mut core, entries[level], next | ALL);
+                    put(&mut core, entry, next | ALL);
                 }
             }
         }
@@ -151,11 +148,15 @@ fn large_pages_and_reserved_bits_in_long_mode() {
     let entries = long(&mut core);
     let offset = 0x12_3456;
     for (level, size) in [(2, 1u64 << 21), (1, 1 << 30)] {
-        put(&mut core, entries[level], size * 3 | ALL | LARGE);
+        put(&mut core, entries[level], (size * 3) | ALL | LARGE);
         let linear = LINEAR & !(size - 1) | offset;
         let found = core.translate(linear, Access::Read, Context::User).unwrap();
-        assert_eq!(found.physical, size * 3 | offset);
-        put(&mut core, entries[level], size * 3 | ALL | LARGE | 1 << 13);
+        assert_eq!(found.physical, (size * 3) | offset);
+        put(
+            &mut core,
+            entries[level],
+            (size * 3) | ALL | LARGE | 1 << 13,
+        );
         let refused = core.translate(linear, Access::Read, Context::User);
         assert_eq!(refused, Err(Fault::pf(0b1101)), "bit 13 of a large page");
     }
