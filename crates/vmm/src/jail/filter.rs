@@ -64,6 +64,11 @@ const ALL: &[&str] = &[
     "writev",
 ];
 
+/// Refused without ending the process: C's library opens files of `/proc` to return memory, and
+/// Rust's to describe a panic. Both do without.
+const REFUSED: &[&str] = &["open", "openat", "readlink", "readlinkat"];
+const EACCES: u16 = 13;
+
 /// Waiting for files.
 const WAIT: &[&str] = &["epoll_ctl", "epoll_pwait", "epoll_wait", "poll", "ppoll"];
 
@@ -218,6 +223,11 @@ fn policy(kind: ThreadKind) -> Policy {
         arguments: Vec::new(),
     }];
     rules.extend(kind.conditional());
+    rules.push(Rule {
+        names: REFUSED.iter().copied().map(Cow::Borrowed).collect(),
+        action: Action::Errno(EACCES),
+        arguments: Vec::new(),
+    });
     Policy {
         default_action: Action::KillProcess,
         architectures: Vec::new(),
