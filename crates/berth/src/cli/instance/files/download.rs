@@ -1,14 +1,23 @@
 //! Out of an instance: an archive unpacked here.
 //!
-//! It is hostile: it is unpacked below the target only, without devices and, unless asked for,
-//! owners and set-user-id bits, and never through a symbolic link that it brought itself.
+//! It is hostile: it is read with limits and unpacked below the target only, without devices and, unless
+//! asked for, owners and set-user-id bits, and never through a symbolic link that it brought itself.
 
 use std::{
-    ffi::OsString,
-    io::{self, Read},
+    ffi::{OsStr, OsString},
+    fs::File,
+    io::{self, BufRead},
+    os::{
+        fd::AsFd,
+        unix::{
+            ffi::OsStrExt,
+            fs::{FileExt, OpenOptionsExt},
+        },
+    },
     path::{Component, Path, PathBuf},
 };
 
+use image::tar::{Entry, Kind, Reader, Segment};
 use rustix::{
     fs::{Gid, Mode, OFlags, Timespec, Timestamps, Uid},
     io::Errno,
@@ -100,98 +109,157 @@ fn landing(path: &str, target: PathBuf) -> Outcome<(PathBuf, Top)> {
 }
 
 /// Unpacks an archive below a directory.
-fn unpack(reader: impl Read, below: &Path, top: &Top, archived: bool) -> io::Result<()> {
-    let mut archive = tar::Archive::new(reader);
-    archive.set_preserve_ownerships(archived);
+fn unpack(input: impl BufRead, below: &Path, top: &Top, archived: bool) -> io::Result<()> {
+    let limits = image::Limits {
+        layer_bytes: u64::MAX,
+        ..image::Limits::default()
+    };
+    let mut reader = Reader::new(input, &limits);
     let mut directories = Vec::new();
-    for (count, entry) in archive.entries()?.enumerate() {
-        if count as u64 >= MAX_ENTRIES {
+    let mut count = 0;
+    while let Some(entry) = reader.next_entry().map_err(io::Error::other)? {
+        count += 1;
+        if count > MAX_ENTRIES {
             return Err(io::Error::other(format!("more than {MAX_ENTRIES} files")));
         }
-        let mut entry = entry?;
-        let kind = entry.header().entry_type();
-        if !(kind.is_file() || kind.is_dir() || kind.is_symlink() || kind.is_hard_link()) {
-            // Devices, sockets and pipes mean nothing here.
+        if matches!(entry.kind, Kind::Char | Kind::Block | Kind::Fifo) {
+            // Devices and pipes mean nothing here.
             continue;
         }
-        let found = entry.path()?.into_owned();
-        let Some(relative) = place(&found, top)? else {
+        let Some(relative) = place(&entry.path, top)? else {
             continue;
         };
-        entry.set_preserve_permissions(archived);
-        if kind.is_dir() {
-            make_directory(below, &relative)?;
-            directories.push((relative, Looks::of(entry.header(), archived)?));
-            continue;
-        }
+        let looks = Looks::of(&entry, archived);
         let target = below.join(&relative);
-        inside(below, &relative)?;
-        if kind.is_hard_link() {
-            let linked = entry.link_name()?.map(std::borrow::Cow::into_owned);
-            let Some(linked) = linked.map(|path| place(&path, top)).transpose()?.flatten() else {
+        match entry.kind {
+            Kind::Directory => {
+                make_directory(below, &relative)?;
+                directories.push((relative, looks));
                 continue;
-            };
-            inside(below, &linked)?;
-            copy_link(&below.join(linked), &target)?;
-            continue;
+            }
+            _ => inside(below, &relative)?,
         }
-        entry.unpack(&target)?;
+        match entry.kind {
+            Kind::HardLink => {
+                let Some(linked) = place(&entry.link, top)? else {
+                    continue;
+                };
+                inside(below, &linked)?;
+                copy_link(&below.join(linked), &target)?;
+            }
+            Kind::Symlink => {
+                free(&target)?;
+                std::os::unix::fs::symlink(OsStr::from_bytes(&entry.link), &target)?;
+                looks.give_to_link(&target)?;
+            }
+            _ => looks.give(&write(&target, &entry, &mut reader)?)?,
+        }
     }
+    reader.drain().map_err(io::Error::other)?;
     // Last, because what is put into a directory changes its time, and may need leave to.
     for (relative, looks) in directories.iter().rev() {
         inside(below, relative)?;
-        looks.give(&below.join(relative))?;
+        looks.give_to_directory(&below.join(relative))?;
     }
     Ok(())
 }
 
-/// Permissions, owner and time of a directory.
+/// Writes a file in place of what has its name, holes left out.
+fn write<R: BufRead>(target: &Path, entry: &Entry, reader: &mut Reader<R>) -> io::Result<File> {
+    free(target)?;
+    let mut options = File::options();
+    let file = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(target)?;
+    let whole = [Segment {
+        offset: 0,
+        length: entry.size,
+    }];
+    let mut segments = entry.sparse.as_deref().unwrap_or(&whole).iter();
+    let (mut offset, mut left) = (0, 0);
+    let written = reader.copy_data(|mut data| {
+        while !data.is_empty() {
+            while left == 0 {
+                let next = segments.next();
+                let next = next.ok_or_else(|| io::Error::other("it is longer than it says"))?;
+                (offset, left) = (next.offset, next.length);
+            }
+            let count = data.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            file.write_all_at(&data[..count], offset)?;
+            offset += count as u64;
+            left -= count as u64;
+            data = &data[count..];
+        }
+        Ok(())
+    });
+    written.map_err(io::Error::other)?;
+    file.set_len(entry.size)?;
+    Ok(file)
+}
+
+/// Makes a name free for something that is no directory.
+fn free(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Permissions, owner and time.
 struct Looks {
     mode: u32,
     /// Given only when asked for, and then permissions are kept whole.
     owner: Option<(u32, u32)>,
-    written: u64,
+    written: (i64, u32),
 }
 
 impl Looks {
-    fn of(header: &tar::Header, archived: bool) -> io::Result<Self> {
-        let id = |id: u64| u32::try_from(id).map_err(|_| io::Error::other("an owner is no id"));
-        let owner = if archived {
-            Some((id(header.uid()?)?, id(header.gid()?)?))
-        } else {
-            None
-        };
+    fn of(entry: &Entry, archived: bool) -> Self {
         let kept = if archived { 0o7777 } else { 0o777 };
-        Ok(Self {
-            mode: header.mode()? & kept,
-            owner,
-            written: header.mtime()?,
-        })
+        Self {
+            mode: entry.mode & kept,
+            owner: archived.then_some((entry.uid, entry.gid)),
+            written: entry.mtime,
+        }
     }
 
     /// Gives them to a directory, unless a link has taken its place.
-    fn give(&self, path: &Path) -> io::Result<()> {
+    fn give_to_directory(&self, path: &Path) -> io::Result<()> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let directory = match rustix::fs::open(path, flags, Mode::empty()) {
-            Ok(directory) => directory,
+        match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(directory) => self.give(&directory),
             // What was copied forbids its owner to look: it is as it should be already.
-            Err(Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => return Ok(()),
-            Err(errno) => return Err(errno.into()),
-        };
+            Err(Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn give(&self, file: &impl AsFd) -> io::Result<()> {
         if let Some((user, group)) = self.owner {
             let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
-            rustix::fs::fchown(&directory, Some(user), Some(group))?;
+            rustix::fs::fchown(file, Some(user), Some(group))?;
         }
-        rustix::fs::fchmod(&directory, Mode::from_raw_mode(self.mode))?;
+        // After the owner, whose change takes set-user-id bits away.
+        rustix::fs::fchmod(file, Mode::from_raw_mode(self.mode))?;
+        let (tv_sec, nanos) = self.written;
         let written = Timespec {
-            tv_sec: i64::try_from(self.written).unwrap_or(0),
-            tv_nsec: 0,
+            tv_sec,
+            tv_nsec: nanos.into(),
         };
         let times = Timestamps {
             last_access: written,
             last_modification: written,
         };
-        Ok(rustix::fs::futimens(&directory, &times)?)
+        Ok(rustix::fs::futimens(file, &times)?)
+    }
+
+    fn give_to_link(&self, path: &Path) -> io::Result<()> {
+        match self.owner {
+            Some((user, group)) => std::os::unix::fs::lchown(path, Some(user), Some(group)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -204,10 +272,7 @@ fn copy_link(from: &Path, to: &Path) -> io::Result<()> {
             from.display()
         )));
     }
-    match std::fs::remove_file(to) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    free(to)?;
     std::fs::copy(from, to).map(drop)
 }
 
@@ -220,7 +285,8 @@ fn make_directory(below: &Path, relative: &Path) -> io::Result<()> {
 }
 
 /// Where an entry goes below the target; `None` for the target itself.
-fn place(found: &Path, top: &Top) -> io::Result<Option<PathBuf>> {
+fn place(found: &[u8], top: &Top) -> io::Result<Option<PathBuf>> {
+    let found = Path::new(OsStr::from_bytes(found));
     let mut placed = PathBuf::new();
     let mut parts = 0;
     for part in found.components() {
@@ -377,7 +443,7 @@ mod tests {
         let (here, there) = (dir.path().to_owned(), dir.path().join("new"));
         let lands = |path: &str, target: &Path| {
             let (below, top) = landing(path, target.to_owned()).map_err(|_| ())?;
-            let (found, own) = (Path::new("etc/hosts"), Path::new("hosts"));
+            let (found, own) = (&b"etc/hosts"[..], &b"hosts"[..]);
             let found = if contents(path) == Some("") {
                 own
             } else {
