@@ -11,8 +11,9 @@
 //! runs, and sleeps while it has no handler.
 
 use std::{
+    collections::HashSet,
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     sync::mpsc::{Receiver, Sender, channel},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -37,32 +38,49 @@ pub fn fd(event: &EventFd) -> BorrowedFd<'_> {
 /// What a worker watches for its handler.
 #[derive(Debug)]
 pub struct Events {
-    epoll: rustix::fd::OwnedFd,
+    epoll: OwnedFd,
+    /// Numbers of the files watched for the handler; some may be closed by now.
+    watched: HashSet<RawFd>,
     deadline: Option<Instant>,
 }
 
 impl Events {
     fn new(stop: &EventFd) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let events = Self {
+        epoll::add(&epoll, fd(stop), EventData::new_u64(STOP), EventFlags::IN)?;
+        Ok(Self {
             epoll,
+            watched: HashSet::new(),
             deadline: None,
-        };
-        events.watch(fd(stop), STOP, EventFlags::IN)?;
-        Ok(events)
+        })
+    }
+
+    /// Forgets all that was watched for a handler: a thread in a jail could not make a new one.
+    fn clear(&mut self) {
+        self.deadline = None;
+        for file in self.watched.drain() {
+            // SAFETY: touches no memory of ours. Where the file is closed, or its number another's,
+            // the kernel knows of nothing to forget.
+            unsafe {
+                libc::epoll_ctl(
+                    self.epoll.as_raw_fd(),
+                    libc::EPOLL_CTL_DEL,
+                    file,
+                    std::ptr::null_mut(),
+                );
+            }
+        }
     }
 
     /// Watches a file; `token` comes back with its events. Not `u64::MAX`.
     ///
     /// # Errors
     /// When the kernel refuses, as for a file that is watched already.
-    pub fn watch(&self, file: impl AsFd, token: u64, events: EventFlags) -> io::Result<()> {
-        Ok(epoll::add(
-            &self.epoll,
-            file,
-            EventData::new_u64(token),
-            events,
-        )?)
+    pub fn watch(&mut self, file: impl AsFd, token: u64, events: EventFlags) -> io::Result<()> {
+        let file = file.as_fd();
+        epoll::add(&self.epoll, file, EventData::new_u64(token), events)?;
+        self.watched.insert(file.as_raw_fd());
+        Ok(())
     }
 
     /// Changes what a watched file is watched for.
@@ -216,9 +234,7 @@ fn run<H: Handler>(inbox: &Receiver<H>, outbox: &Sender<H>, mut events: Events, 
             wait_for_stop(stop);
         }
         handler.stop();
-        // What the handler watches is forgotten with the epoll file; a new one watches the bell.
-        let Ok(fresh) = Events::new(stop) else { return };
-        events = fresh;
+        events.clear();
         if outbox.send(handler).is_err() {
             return;
         }
