@@ -1,4 +1,4 @@
-//! Whatever crate `image` parses of outside bytes: references, manifests, challenges of registries, and
+//! Whatever crate `image` parses of outside bytes: references, manifests, challenges of registries, kernel modules, and
 //! layers, which are unpacked into a directory of their own.
 #![no_main]
 
@@ -6,6 +6,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     image::fuzzing::reference(data);
     image::fuzzing::manifest(data);
     image::fuzzing::auth_challenge(data);
+    image::fuzzing::module(data);
     let scratch = tempfile::tempdir().expect("a directory to unpack into");
     image::fuzzing::tar_unpack(data, scratch.path());
 });

@@ -58,3 +58,8 @@ pub fn tar_unpack(data: &[u8], scratch: &std::path::Path) {
     };
     let _ = crate::layer::unpack_for_fuzzing(data, scratch, &limits, &crate::job::Job::silent());
 }
+
+/// A kernel module says what it needs, or is refused.
+pub fn module(data: &[u8]) {
+    crate::vm::fuzz_module_info(data);
+}

@@ -335,6 +335,7 @@ fn collection_takes_what_nobody_names_uses_or_holds() {
     let in_use = InUse {
         images: [used].into(),
         layers: [layer].into(),
+        ..InUse::default()
     };
     let report = store.gc(&in_use).unwrap();
     assert_eq!(

@@ -25,6 +25,8 @@ pub struct InUse {
     pub images: HashSet<Digest>,
     /// Layers (by diff id) mounted by instances whose image may be gone.
     pub layers: HashSet<Digest>,
+    /// Kernels that virtual machines were started with.
+    pub kernels: HashSet<Digest>,
 }
 
 /// What a collection removed.
@@ -76,6 +78,10 @@ impl Store {
             // Made from images, to be made again when needed.
             let disks = self.root().join("disks/sha256");
             sweep(&disks, &marked.images, &trash, &mut doomed)?;
+            let kernels = self.root().join("kernels/sha256");
+            let mut kept = self.latest_kernels()?;
+            kept.extend(in_use.kernels.iter().chain(&marked.blobs));
+            sweep(&kernels, &kept, &trash, &mut doomed)?;
             self.forget_recipes(&marked.images)?;
         }
         for path in doomed {

@@ -90,7 +90,7 @@ impl Store {
             "images",
             "refs",
             "recipes",
-            "kernels",
+            "kernels/sha256",
             "disks/sha256",
             "ingest",
             "locks",

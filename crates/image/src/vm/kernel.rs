@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   apt-get download ─▶ package ─▶ vmlinuz                                 ─┐
-//!                                 modules wanted, with all they need ─┐      ├─▶ ROOT/kernels/<key>/
+//!                                 modules wanted, with all they need ─┐      ├─▶ ROOT/kernels/sha256/<key>/
 //!                                 agent as /init ─────────────────────┴─▶ initramfs ─┘
 //! ```
 //! The directory's name is the digest of package, agent and this recipe's revision, so an upgrade of any
@@ -10,6 +10,7 @@
 //! compressed: guests read it from memory, and inflating 5 MB costs a software CPU more than reading it.
 
 use std::{
+    collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -196,7 +197,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when its record cannot be read.
     pub fn kernel(&self, id: &Digest) -> Result<Option<Kernel>, StoreError> {
-        let dir = self.kernels_dir().join(id.hex());
+        let dir = self.kernel_dir(id);
         let record = read_json::<Record>(&dir.join("kernel.json"))?;
         Ok(record.map(|record| Kernel {
             id: *id,
@@ -207,8 +208,27 @@ impl Store {
         }))
     }
 
+    /// The kernels that recipes gave last: what a guest started next would boot.
+    pub(crate) fn latest_kernels(&self) -> Result<HashSet<Digest>, StoreError> {
+        let dir = self.kernels_dir();
+        let mut ids = HashSet::new();
+        for entry in fs::read_dir(&dir).map_err(at("list", &dir))? {
+            let path = entry.map_err(at("list", &dir))?.path();
+            if path.extension().is_some_and(|it| it == "json")
+                && let Some(latest) = read_json::<Latest>(&path)?
+            {
+                ids.insert(latest.id);
+            }
+        }
+        Ok(ids)
+    }
+
     fn kernels_dir(&self) -> PathBuf {
         self.root().join("kernels")
+    }
+
+    fn kernel_dir(&self, id: &Digest) -> PathBuf {
+        self.kernels_dir().join("sha256").join(id.hex())
     }
 
     /// Downloads, unpacks and assembles; then one rename makes it visible.
@@ -255,12 +275,14 @@ impl Store {
             package: name,
         };
         write_json(&out.join("kernel.json"), &record)?;
+        // From here on until it is named as the latest, only the lease keeps it.
+        lease.pin(&[id], |_| Ok(()))?;
         self.publish_kernel(&out, &id)?;
         Ok(id)
     }
 
     fn publish_kernel(&self, out: &Path, id: &Digest) -> Result<(), StoreError> {
-        let to = self.kernels_dir().join(id.hex());
+        let to = self.kernel_dir(id);
         match fs::rename(out, &to) {
             // The same package, agent and recipe: the same content.
             Err(_) if to.join("kernel.json").exists() => Ok(()),
@@ -277,7 +299,7 @@ fn initramfs(agent: &[u8], modules: &Modules) -> Result<Vec<u8>, ModuleError> {
     }
     archive.file("init", 0o755, agent);
     archive.directory("berth/modules", 0o755);
-    let mut carried = std::collections::HashSet::new();
+    let mut carried = HashSet::new();
     let lists = [("order".to_owned(), MODULES)].into_iter().chain(
         ON_DEMAND
             .iter()
@@ -367,4 +389,64 @@ fn read(path: &Path, limit: u64) -> Result<Vec<u8>, StoreError> {
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     crate::store::write_private(path, bytes)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::store::InUse;
+
+    /// A kernel as a recipe leaves it, without the download.
+    fn put(store: &Store, name: &str) -> Digest {
+        let id = Digest::of(name.as_bytes());
+        let out = store.root().join("out");
+        fs::create_dir(&out).unwrap();
+        let record = Record {
+            version: FORMAT,
+            release: name.to_owned(),
+            package: format!("linux-image-{name}"),
+        };
+        write_json(&out.join("kernel.json"), &record).unwrap();
+        store.publish_kernel(&out, &id).unwrap();
+        id
+    }
+
+    #[test]
+    fn the_collector_keeps_the_newest_kernel_and_those_in_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let [old, used, newest] = ["1", "2", "3"].map(|name| put(&store, name));
+        let latest = Latest {
+            version: FORMAT,
+            id: newest,
+            agent: Digest::of(b"agent"),
+        };
+        let path = store.kernels_dir().join("linux-image-cloud-amd64.json");
+        write_json(&path, &latest).unwrap();
+        let in_use = InUse {
+            kernels: [used].into(),
+            ..InUse::default()
+        };
+        store.gc(&in_use).unwrap();
+        assert_eq!(store.kernel(&old).unwrap(), None);
+        assert_eq!(store.kernel(&used).unwrap().unwrap().release, "2");
+        assert_eq!(store.kernel(&newest).unwrap().unwrap().release, "3");
+        store.gc(&InUse::default()).unwrap();
+        assert_eq!(store.kernel(&used).unwrap(), None);
+        assert!(store.kernel(&newest).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_name_that_is_no_kernel_package_runs_no_tool() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        for name in ["bash", "linux-image; reboot", "-o linux-image", ""] {
+            let recipe = KernelRecipe {
+                package: name.to_owned(),
+            };
+            let made = store.build_kernel(&recipe, Path::new("/"), true, &Job::silent());
+            assert!(matches!(made, Err(KernelError::Name(_))), "{name:?}");
+        }
+    }
 }

@@ -276,7 +276,7 @@ fn section<'a>(elf: &'a [u8], wanted: &[u8]) -> Result<&'a [u8], &'static str> {
 }
 
 /// For fuzzers: any bytes are a module or are refused.
-pub fn fuzz_module_info(bytes: &[u8]) {
+pub(crate) fn fuzz_module_info(bytes: &[u8]) {
     let _ = ModuleInfo::read(bytes);
     let _ = unsigned(bytes.to_vec());
 }
