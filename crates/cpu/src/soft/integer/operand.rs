@@ -118,3 +118,69 @@ pub fn compare_exchange_16(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, thread};
+
+    use iced_x86::code_asm::*;
+    use memory::Ram;
+
+    use super::*;
+    use crate::{Bus, soft::Interpreter};
+
+    struct Nothing;
+
+    impl Bus for Nothing {
+        fn port_read(&self, _port: u16, _data: &mut [u8]) {}
+        fn port_write(&self, _port: u16, _data: &[u8]) {}
+        fn mmio_read(&self, _address: u64, _data: &mut [u8]) {}
+        fn mmio_write(&self, _address: u64, _data: &[u8]) {}
+        fn end_of_interrupt(&self, _vector: u8) {}
+    }
+
+    /// Runs a locked instruction on a qword at `rdi`, so many times on each of two threads, and
+    /// returns what the qword is then.
+    fn contended(address: u64, times: u32, write: fn(&mut CodeAssembler)) -> u64 {
+        const CODE: u64 = 0x1_0000;
+        let ram = Ram::new(1 << 20).unwrap();
+        let mut code = CodeAssembler::new(64).unwrap();
+        let mut again = code.create_label();
+        code.set_label(&mut again).unwrap();
+        write(&mut code);
+        code.dec(ecx).unwrap();
+        code.jne(again).unwrap();
+        let bytes = code.assemble(CODE).unwrap();
+        let core = || Core::flat(ram.clone(), Arc::new(Nothing));
+        core().physical_write(CODE, &bytes);
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                let mut core = core();
+                core.set_rip(CODE);
+                (core.regs[1], core.regs[7]) = (u64::from(times), address);
+                scope.spawn(move || {
+                    let mut interpreter = Interpreter::new(core);
+                    while interpreter.core.regs[1] != 0 {
+                        interpreter.step().unwrap();
+                    }
+                });
+            }
+        });
+        core().load(address).unwrap()
+    }
+
+    #[test]
+    fn locked_instructions_of_two_vcpus_are_all_there_wherever_the_operand_lies() {
+        for address in [0x2_0000, 0x2_0003, 0x2_003d, 0x2_0ffb] {
+            let sum = contended(address, 50_000, |code| {
+                code.lock().add(qword_ptr(rdi), 3).unwrap();
+            });
+            assert_eq!(sum, 300_000, "add at {address:#x}");
+            let sum = contended(address, 50_000, |code| {
+                code.mov(eax, 5).unwrap();
+                code.lock().xadd(qword_ptr(rdi), rax).unwrap();
+            });
+            assert_eq!(sum, 500_000, "xadd at {address:#x}");
+        }
+    }
+}
