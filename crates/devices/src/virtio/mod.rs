@@ -46,5 +46,5 @@ pub use device::{
     VirtioDevice, read_config_bytes,
 };
 pub use limiter::{Limits, RateLimiter};
-pub use queue::{QueueError, SavedQueue, VirtQueue};
+pub use queue::{QueueError, SavedQueue, Served, VirtQueue};
 pub use worker::{Events, Handler, Worker, fd};

@@ -60,6 +60,17 @@ pub enum QueueError {
     },
 }
 
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// It is answered, so many bytes of it written.
+    Done(u32),
+    /// It is under way; [`VirtQueue::complete`] follows.
+    Taken,
+    /// It cannot be served now and stays in the queue.
+    NotNow,
+}
+
 /// Where a queue is and how far it has come, as it is saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedQueue {
@@ -344,6 +355,19 @@ impl VirtQueue {
         &mut self,
         mut serve: impl FnMut(&GuestMemory, &mut Chain) -> Result<Option<u32>, QueueError>,
     ) -> Result<bool, QueueError> {
+        self.serve_in_time(|memory, chain| {
+            Ok(serve(memory, chain)?.map_or(Served::NotNow, Served::Done))
+        })
+    }
+
+    /// As [`VirtQueue::serve`], for requests some of which are answered later.
+    ///
+    /// # Errors
+    /// Of the queue, and of `serve`.
+    pub fn serve_in_time(
+        &mut self,
+        mut serve: impl FnMut(&GuestMemory, &mut Chain) -> Result<Served, QueueError>,
+    ) -> Result<bool, QueueError> {
         self.clear_kick();
         let memory = self.memory.clone();
         let mut left = self.size();
@@ -352,8 +376,9 @@ impl VirtQueue {
             self.want_kicks(false)?;
             while let Some(mut chain) = self.pop()? {
                 match serve(&memory, &mut chain)? {
-                    Some(written) => self.complete(chain.head, written)?,
-                    None => {
+                    Served::Done(written) => self.complete(chain.head, written)?,
+                    Served::Taken => {}
+                    Served::NotNow => {
                         self.unpop();
                         emptied = false;
                         break 'rounds;

@@ -12,6 +12,7 @@ use super::{
     Disk,
     config::{self, QUEUE_SIZE},
     handler::BlockHandler,
+    ring::Ring,
 };
 use crate::virtio::{
     ActivateError, Activation, ConfigNotifier, DeviceKind, Host, Limits, RateLimiter, VirtQueue,
@@ -34,6 +35,9 @@ pub struct BlockOptions {
     pub queues: u16,
     /// Rate limits.
     pub limits: Limits,
+    /// Let requests of a queue overlap by an io_uring, if the kernel has it and the disk is a file.
+    /// Needs `io_uring_enter` on the worker threads.
+    pub ring: bool,
 }
 
 impl Default for BlockOptions {
@@ -45,6 +49,7 @@ impl Default for BlockOptions {
             read_only: false,
             queues: 1,
             limits: Limits::default(),
+            ring: false,
         }
     }
 }
@@ -112,6 +117,8 @@ pub struct Block {
     shared: Arc<Shared>,
     queue_sizes: Vec<u16>,
     workers: Vec<Worker<BlockHandler>>,
+    /// One a queue, while its worker does not have it.
+    rings: Vec<Option<Ring>>,
 }
 
 /// How the host steers a disk while it is in use.
@@ -145,6 +152,9 @@ impl Block {
             }),
             queue_sizes: vec![QUEUE_SIZE; usize::from(queues)],
             workers,
+            rings: (0..queues)
+                .map(|_| options.ring.then(Ring::new).and_then(Result::ok))
+                .collect(),
         })
     }
 
@@ -202,9 +212,11 @@ impl VirtioDevice for Block {
             .notifier
             .set(Some(Arc::clone(&activation.interrupt)));
         for queue in activation.queues {
-            let worker = self.workers.get_mut(usize::from(queue.index()));
-            worker.ok_or(ActivateError::Worker)?.start(BlockHandler {
+            let index = usize::from(queue.index());
+            let worker = self.workers.get_mut(index).ok_or(ActivateError::Worker)?;
+            worker.start(BlockHandler {
                 queue,
+                ring: self.rings.get_mut(index).and_then(Option::take),
                 shared: Arc::clone(&self.shared),
                 interrupt: Arc::clone(&activation.interrupt),
             })?;
@@ -214,7 +226,13 @@ impl VirtioDevice for Block {
 
     fn deactivate(&mut self) -> Vec<VirtQueue> {
         self.shared.notifier.set(None);
-        let handlers = self.workers.iter_mut().filter_map(Worker::stop);
-        handlers.map(|it| it.queue).collect()
+        let mut queues = Vec::new();
+        for (worker, ring) in self.workers.iter_mut().zip(&mut self.rings) {
+            if let Some(handler) = worker.stop() {
+                *ring = handler.ring;
+                queues.push(handler.queue);
+            }
+        }
+        queues
     }
 }

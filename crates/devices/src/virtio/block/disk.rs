@@ -1,6 +1,6 @@
 //! What a disk is made of.
 
-use std::{io, ops::Range};
+use std::{io, ops::Range, os::fd::BorrowedFd};
 
 use crate::virtio::HostBuffer;
 
@@ -39,4 +39,10 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// When it could not be zeroed whole.
     fn write_zeroes(&self, range: Range<u64>, unmap: bool) -> io::Result<()>;
+
+    /// The file whose byte `n` is byte `n` of the disk, if there is one: reads, writes and flushes
+    /// may then go to it by an io_uring instead of through here.
+    fn ring_file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }

@@ -5,7 +5,7 @@ use std::{
     io::{self, Seek, SeekFrom},
     ops::Range,
     os::{
-        fd::AsRawFd,
+        fd::{AsFd, AsRawFd, BorrowedFd},
         unix::fs::{FileExt, FileTypeExt},
     },
     sync::atomic::{AtomicU64, Ordering},
@@ -155,6 +155,10 @@ impl Disk for FileDisk {
             Err(error) if unsupported(&error) => Ok(()),
             result => result,
         }
+    }
+
+    fn ring_file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
     }
 
     fn write_zeroes(&self, range: Range<u64>, unmap: bool) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! Serves one queue: takes requests, does them one after another, answers.
+//! Serves one queue: takes requests, does them or has them done, answers.
 
 use std::{io, sync::Arc, time::Instant};
 
@@ -8,16 +8,19 @@ use rustix::event::epoll::EventFlags;
 use super::{
     device::Shared,
     request::{Command, Geometry, Request, Status},
+    ring::{Flight, Ring, Transfer},
 };
 use crate::virtio::{
-    Buffers, Chain, DeviceEvent, Events, Handler, Interrupt, QueueError, VirtQueue, fd,
+    Buffers, Chain, DeviceEvent, Events, Handler, Interrupt, QueueError, Served, VirtQueue, fd,
 };
 
 const KICK: u64 = 0;
+const DONE: u64 = 1;
 
 #[derive(Debug)]
 pub(super) struct BlockHandler {
     pub(super) queue: VirtQueue,
+    pub(super) ring: Option<Ring>,
     pub(super) shared: Arc<Shared>,
     pub(super) interrupt: Arc<dyn Interrupt>,
 }
@@ -25,43 +28,81 @@ pub(super) struct BlockHandler {
 impl BlockHandler {
     fn serve(&mut self, events: &mut Events) -> Result<(), QueueError> {
         let mut wait = None;
-        let shared = &self.shared;
+        let (shared, ring) = (&self.shared, &mut self.ring);
         let queue = self.queue.index();
-        self.queue.serve(|memory, chain| {
+        self.queue.serve_in_time(|memory, chain| {
             wait = shared.limiter.admit(Instant::now());
-            if wait.is_some() {
-                return Ok(None);
+            if wait.is_some() || ring.as_ref().is_some_and(|it| !it.has_room()) {
+                return Ok(Served::NotNow);
             }
-            let written = shared.execute(memory, chain);
-            written
-                .map(Some)
-                .map_err(|part| QueueError::Request { queue, part })
+            let served = shared.execute(memory, chain, ring.as_mut());
+            served.map_err(|part| QueueError::Request { queue, part })
         })?;
+        if let Some(ring) = ring {
+            ring.submit().map_err(|source| QueueError::Host {
+                queue,
+                what: "submit requests to the kernel",
+                source,
+            })?;
+        }
         if let Some(wait) = wait {
             events.wake_after(wait);
         }
         Ok(())
     }
+
+    /// Answers what the kernel is done with.
+    fn finish(&mut self) -> Result<(), QueueError> {
+        let Some(ring) = &mut self.ring else {
+            return Ok(());
+        };
+        // Fails when nobody rang: nothing to forget.
+        let _ = ring.done().read();
+        let memory = self.queue.memory().clone();
+        while let Some((flight, result)) = ring.finished() {
+            let head = flight.head;
+            let written = self.shared.land(&memory, flight, result);
+            let written = written.map_err(|part| self.queue.no_room(part))?;
+            self.queue.complete(head, written)?;
+        }
+        self.queue.notify()
+    }
 }
 
 impl Handler for BlockHandler {
     fn start(&mut self, events: &mut Events) -> Result<(), QueueError> {
-        let watched = events.watch(fd(self.queue.kick()), KICK, EventFlags::IN);
+        let mut watched = events.watch(fd(self.queue.kick()), KICK, EventFlags::IN);
+        if let Some(ring) = &self.ring {
+            watched = watched.and_then(|()| events.watch(fd(ring.done()), DONE, EventFlags::IN));
+        }
         watched.map_err(|source| self.queue.unwatched(source))?;
         self.serve(events)
     }
 
     fn ready(
         &mut self,
-        _token: u64,
+        token: u64,
         _flags: EventFlags,
         events: &mut Events,
     ) -> Result<(), QueueError> {
+        if token == DONE {
+            self.finish()?;
+        }
         self.serve(events)
     }
 
     fn timeout(&mut self, events: &mut Events) -> Result<(), QueueError> {
         self.serve(events)
+    }
+
+    /// Waits for what is under way: it reads and writes guest memory.
+    fn stop(&mut self) {
+        while self.ring.as_ref().is_some_and(Ring::wait) {
+            if let Err(error) = self.finish() {
+                // The rings are broken; what is under way still has to end.
+                self.interrupt.needs_reset(&error);
+            }
+        }
     }
 
     fn interrupt(&self) -> &dyn Interrupt {
@@ -70,33 +111,128 @@ impl Handler for BlockHandler {
 }
 
 impl Shared {
-    /// Does one request and writes its status. The result is how many bytes were written, or which
-    /// part of the request is missing.
-    pub(super) fn execute(
+    /// Does one request or puts it on its way. `Err` says which part of the request is missing.
+    fn execute(
         &self,
         memory: &GuestMemory,
         chain: &mut Chain,
-    ) -> Result<u32, &'static str> {
+        ring: Option<&mut Ring>,
+    ) -> Result<Served, &'static str> {
         let disk = Geometry {
             bytes: self.disk.bytes(),
             read_only: self.read_only,
         };
-        let mut request = Request::parse(memory, chain, disk)?;
+        let head = chain.head;
+        let request = Request::parse(memory, chain, disk)?;
         self.limiter.charge(request.data_bytes());
-        let (status, written) = match request.command {
-            Err(status) => (status, 0),
-            Ok(command) => match self.run(memory, command) {
-                Ok(written) => (Status::Ok, written),
-                Err(error) => {
-                    self.report(&error);
-                    (Status::IoError, 0)
+        let (mut command, mut status) = match request {
+            Request {
+                command: Ok(command),
+                status,
+            } => (command, status),
+            Request {
+                command: Err(refusal),
+                mut status,
+            } => {
+                return self
+                    .answer(memory, &mut status, Err(refusal))
+                    .map(Served::Done);
+            }
+        };
+        if let Some(ring) = ring {
+            match self.begin(ring, memory, head, command, status) {
+                None => return Ok(Served::Taken),
+                Some(back) => (command, status) = back,
+            }
+        }
+        let outcome = self.outcome(self.run(memory, command));
+        self.answer(memory, &mut status, outcome).map(Served::Done)
+    }
+
+    /// Puts a request on its way; comes back with it where that cannot be.
+    fn begin(
+        &self,
+        ring: &mut Ring,
+        memory: &GuestMemory,
+        head: u16,
+        command: Command,
+        status: Buffers,
+    ) -> Option<(Command, Buffers)> {
+        let (transfer, data) = match command {
+            Command::Read { offset, data } => (Transfer::Read { offset }, data),
+            Command::Write { offset, data } => (Transfer::Write { offset }, data),
+            Command::Flush => (Transfer::Flush, Buffers::default()),
+            other => return Some((other, status)),
+        };
+        let begun = ring.begin(&*self.disk, memory, head, transfer, data, status);
+        let (data, status) = begun.err()?;
+        Some((transfer.command(data), status))
+    }
+
+    /// A request that was under way is done: so many bytes, or an error. The result is how many
+    /// bytes were written, or which part of the request is missing.
+    fn land(
+        &self,
+        memory: &GuestMemory,
+        flight: Flight,
+        result: io::Result<u64>,
+    ) -> Result<u32, &'static str> {
+        let Flight {
+            transfer,
+            data,
+            mut status,
+            ..
+        } = flight;
+        let bytes = data.bytes();
+        if matches!(transfer, Transfer::Read { .. }) {
+            // Also when it failed: some of it may have been read.
+            data.mark_dirty(memory, bytes);
+        }
+        let result = match (transfer, result) {
+            (Transfer::Flush, Ok(_)) => Ok(0),
+            (Transfer::Read { .. }, Ok(done)) if done == bytes => {
+                self.stats.read(bytes);
+                Ok(bytes as u32)
+            }
+            (Transfer::Write { .. }, Ok(done)) if done == bytes => {
+                self.stats.wrote(bytes);
+                Ok(0)
+            }
+            // Cut short: the plain way does all of it again.
+            (_, Ok(_)) => self.run(memory, transfer.command(data)),
+            (_, Err(error)) => match error.kind() {
+                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => {
+                    self.run(memory, transfer.command(data))
                 }
+                _ => Err(error),
             },
         };
-        self.stats.finished(status == Status::Ok);
-        let answered = request.status.write(memory, &[status as u8]);
-        answered.map_err(|_| "status")?;
-        Ok(written + 1)
+        let outcome = self.outcome(result);
+        self.answer(memory, &mut status, outcome)
+    }
+
+    /// What the guest hears of a result; the host hears of errors.
+    fn outcome(&self, result: io::Result<u32>) -> Result<u32, Status> {
+        result.map_err(|error| {
+            self.report(&error);
+            Status::IoError
+        })
+    }
+
+    /// Writes the status of a request.
+    fn answer(
+        &self,
+        memory: &GuestMemory,
+        status: &mut Buffers,
+        outcome: Result<u32, Status>,
+    ) -> Result<u32, &'static str> {
+        self.stats.finished(outcome.is_ok());
+        let (code, written) = match outcome {
+            Ok(written) => (Status::Ok, written),
+            Err(code) => (code, 0),
+        };
+        let answered = status.write(memory, &[code as u8]);
+        answered.map(|()| written + 1).map_err(|_| "status")
     }
 
     fn run(&self, memory: &GuestMemory, command: Command) -> io::Result<u32> {
