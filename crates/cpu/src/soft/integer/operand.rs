@@ -121,7 +121,10 @@ pub fn compare_exchange_16(
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, thread};
+    use std::{
+        sync::{Arc, Barrier},
+        thread,
+    };
 
     use iced_x86::code_asm::*;
     use memory::Ram;
@@ -153,12 +156,16 @@ mod tests {
         let bytes = code.assemble(CODE).unwrap();
         let core = || Core::flat(ram.clone(), Arc::new(Nothing));
         core().physical_write(CODE, &bytes);
+        // Without it one might be done before the other is there.
+        let together = Barrier::new(2);
         thread::scope(|scope| {
             for _ in 0..2 {
                 let mut core = core();
                 core.set_rip(CODE);
                 (core.regs[1], core.regs[7]) = (u64::from(times), address);
+                let together = &together;
                 scope.spawn(move || {
+                    together.wait();
                     let mut interpreter = Interpreter::new(core);
                     while interpreter.core.regs[1] != 0 {
                         interpreter.step().unwrap();
@@ -172,15 +179,15 @@ mod tests {
     #[test]
     fn locked_instructions_of_two_vcpus_are_all_there_wherever_the_operand_lies() {
         for address in [0x2_0000, 0x2_0003, 0x2_003d, 0x2_0ffb] {
-            let sum = contended(address, 50_000, |code| {
+            let sum = contended(address, 500_000, |code| {
                 code.lock().add(qword_ptr(rdi), 3).unwrap();
             });
-            assert_eq!(sum, 300_000, "add at {address:#x}");
-            let sum = contended(address, 50_000, |code| {
+            assert_eq!(sum, 3_000_000, "add at {address:#x}");
+            let sum = contended(address, 500_000, |code| {
                 code.mov(eax, 5).unwrap();
                 code.lock().xadd(qword_ptr(rdi), rax).unwrap();
             });
-            assert_eq!(sum, 500_000, "xadd at {address:#x}");
+            assert_eq!(sum, 5_000_000, "xadd at {address:#x}");
         }
     }
 }
