@@ -28,8 +28,8 @@ use super::{Core, Fault, Op, op::Width};
 
 /// Slots of the front: direct mapped, a power of two.
 const FRONT: usize = 1 << 14;
-/// Operations kept at most: 40 bytes each.
-const MOST_KEPT: usize = 256 << 10;
+/// Operations kept at most: 40 bytes each. With what finds them that is some 6 MiB at most.
+const MOST_KEPT: usize = 96 << 10;
 
 /// A run of decoded instructions.
 #[derive(Debug, Clone, Copy)]
