@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Kernel and disk, shared by the tests of a run and by later runs.
 pub struct Media {
     pub disk: RootDisk,
-    kernel: Kernel,
+    pub kernel: Kernel,
 }
 
 impl Media {
@@ -87,6 +87,19 @@ impl Media {
     }
 }
 
+/// QEMU's arguments for the disk with all modules.
+fn modules_disk(media: &Media) -> Vec<String> {
+    let Some(path) = &media.kernel.modules else {
+        return Vec::new();
+    };
+    let drive = format!(
+        "file={},if=none,id=modules,format=raw,read-only=on",
+        path.display()
+    );
+    let device = "virtio-blk-pci,drive=modules,serial=modules".to_owned();
+    vec!["-drive".into(), drive, "-device".into(), device]
+}
+
 /// A guest. Dropping it ends it.
 pub struct Machine {
     child: Child,
@@ -117,6 +130,7 @@ impl Machine {
                 &format!("file={},if=none,id=root,format=raw", shown("disk")),
             ])
             .args(["-device", "virtio-blk-pci,drive=root,serial=root"])
+            .args(modules_disk(media))
             .args(["-device", "virtio-serial-pci"])
             .args([
                 "-chardev",

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use agent::{
     client::{Client, ClientError, Output},
-    config::{Config, File, HostsLine, Interface, Root, Source, Start},
+    config::{Config, File, HostsLine, Interface, Mount, Root, Source, Start},
     protocol::{ErrorKind, Exit, Program, Size, ToProgram, Verb},
 };
 use machine::{Machine, Media};
@@ -325,7 +325,17 @@ fn a_debian_system_comes_up_whole_with_systemd_and_goes_down_in_order() {
     let Some(media) = Media::debian(test) else {
         return;
     };
-    let config = Config::new("egret", on_disk(), Start::System { init: None });
+    let mut config = Config::new("egret", on_disk(), Start::System { init: None });
+    if media.kernel.modules.is_some() {
+        config.mounts.push(Mount {
+            source: Source::Disk {
+                serial: "modules".into(),
+                file_system: "ext4".into(),
+            },
+            target: media.kernel.modules_target(),
+            read_only: true,
+        });
+    }
     let machine = Machine::start(&media, &config, 2 << 30);
     let mut client = machine.client();
     let mut info = client.info().unwrap();
@@ -352,6 +362,12 @@ fn a_debian_system_comes_up_whole_with_systemd_and_goes_down_in_order() {
         "{state}: {failed}"
     );
     assert_eq!(failed, "");
+    if media.kernel.modules.is_some() {
+        // systemd finds this one by itself where it can, for its automounts.
+        client.exec(program(&["cat", "/proc/modules"])).unwrap();
+        let (modules, _, _) = collect(&mut client);
+        assert!(modules.contains("autofs4"), "{modules}");
+    }
     machine.says("egret login:");
     client
         .command(Verb::Shutdown {

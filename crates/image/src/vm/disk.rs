@@ -115,7 +115,7 @@ impl Store {
         fs::create_dir(&work).map_err(at("create", &work))?;
         let tree = self.tree(&layers, &lease, job)?;
         let disk = work.join("root.ext4");
-        let bytes = make(&tree, &disk, image)?;
+        let bytes = make(&tree, &disk, image, Purpose::Root)?;
         job.check()?;
         let flush = File::open(&disk).and_then(|file| file.sync_all());
         flush.map_err(at("flush", &disk))?;
@@ -166,8 +166,22 @@ fn existing(dir: &Path) -> Result<Option<RootDisk>, StoreError> {
     }))
 }
 
-/// Makes the file system; answers its size.
-fn make(tree: &Path, disk: &Path, image: &Digest) -> Result<u64, DiskError> {
+/// What a disk is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A guest's root: written to, and grown.
+    Root,
+    /// Shared by guests that only read it, so without a journal.
+    Shared,
+}
+
+/// Makes the file system, named by `id`; answers its size.
+pub(super) fn make(
+    tree: &Path,
+    disk: &Path,
+    id: &Digest,
+    purpose: Purpose,
+) -> Result<u64, DiskError> {
     let mut size = Size::default();
     measure(tree, &mut size).map_err(at("read", tree))?;
     let bytes = disk_bytes(&size);
@@ -175,7 +189,7 @@ fn make(tree: &Path, disk: &Path, image: &Digest) -> Result<u64, DiskError> {
     let per_inode = (bytes / (2 * size.entries.max(1))).clamp(BLOCK, 16 << 10);
     let file = File::create_new(disk).map_err(at("create", disk))?;
     file.set_len(bytes).map_err(at("write", disk))?;
-    let hex = image.hex();
+    let hex = id.hex();
     let uuid = [
         &hex[..8],
         &hex[8..12],
@@ -184,12 +198,14 @@ fn make(tree: &Path, disk: &Path, image: &Digest) -> Result<u64, DiskError> {
         &hex[20..32],
     ]
     .join("-");
-    let output = Command::new("mkfs.ext4")
-        .args([
-            "-q", "-F", "-m", "1", "-L", "root", "-I", "256", "-U", &uuid,
-        ])
+    let mut command = Command::new("mkfs.ext4");
+    match purpose {
+        Purpose::Root => command.args(["-L", "root", "-J", &format!("size={JOURNAL_MIB}")]),
+        Purpose::Shared => command.args(["-O", "^has_journal,^resize_inode"]),
+    };
+    let output = command
+        .args(["-q", "-F", "-m", "1", "-I", "256", "-U", &uuid])
         .args(["-b", &BLOCK.to_string(), "-i", &per_inode.to_string()])
-        .args(["-J", &format!("size={JOURNAL_MIB}")])
         // The file is all holes, so what would have to be zeroed is zero.
         .args([
             "-E",

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     cpio::Archive,
+    disk::{self, DiskError},
     modules::{ModuleError, Modules},
 };
 use crate::{
@@ -32,9 +33,12 @@ use crate::{
 /// The package that always names Debian's newest kernel for virtual machines.
 const DEFAULT_PACKAGE: &str = "linux-image-cloud-amd64";
 /// Raise when what goes into the directory changes.
-const REVISION: u32 = 1;
+const REVISION: u32 = 2;
 const MAX_AGENT: u64 = 64 << 20;
 const MAX_KERNEL: u64 = 256 << 20;
+
+/// The disk with all modules, in a kernel's directory.
+const MODULES_DISK: &str = "modules.ext4";
 
 /// Loaded in every guest, in this order as far as their needs allow: disks before all else.
 const MODULES: &[&str] = &[
@@ -78,6 +82,18 @@ pub struct Kernel {
     pub vmlinuz: PathBuf,
     /// The archive that every guest with this kernel shares; a guest's own is appended to it.
     pub initramfs: PathBuf,
+    /// A read-only ext4 disk with all modules, to be mounted at [`Kernel::modules_target`]: for what
+    /// runs in a guest and wants more than booting takes, such as container engines and firewalls.
+    /// `None` when the host had no `depmod` to index them.
+    pub modules: Option<PathBuf>,
+}
+
+impl Kernel {
+    /// Where a guest mounts [`Kernel::modules`].
+    #[must_use]
+    pub fn modules_target(&self) -> String {
+        format!("/lib/modules/{}", self.release)
+    }
 }
 
 /// Making a kernel failed; the store is as before.
@@ -122,6 +138,9 @@ pub enum KernelError {
     /// A module is missing or damaged.
     #[error(transparent)]
     Module(#[from] ModuleError),
+    /// The disk with all modules could not be made.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -205,6 +224,7 @@ impl Store {
             package: record.package,
             vmlinuz: dir.join("vmlinuz"),
             initramfs: dir.join("initramfs.cpio"),
+            modules: Some(dir.join(MODULES_DISK)).filter(|disk| disk.exists()),
         }))
     }
 
@@ -267,8 +287,13 @@ impl Store {
             return Err(lacks(&name, "kernel"));
         }
         write(&out.join("vmlinuz"), &read(&vmlinuz, MAX_KERNEL)?)?;
-        let modules = Modules::read(&unpacked.join("lib/modules").join(&release))?;
+        let tree = unpacked.join("lib/modules").join(&release);
+        let modules = Modules::read(&tree)?;
         write(&out.join("initramfs.cpio"), &initramfs(agent, &modules)?)?;
+        if index_modules(&unpacked, &release, job)? {
+            job.check()?;
+            disk::make(&tree, &out.join(MODULES_DISK), &id, disk::Purpose::Shared)?;
+        }
         let record = Record {
             version: FORMAT,
             release,
@@ -318,6 +343,20 @@ fn initramfs(agent: &[u8], modules: &Modules) -> Result<Vec<u8>, ModuleError> {
         archive.file(&format!("berth/modules/{list}"), 0o644, order.as_bytes());
     }
     Ok(archive.finish())
+}
+
+/// Makes the index that `modprobe` reads. Answers whether there was a tool for it.
+fn index_modules(unpacked: &Path, release: &str, job: &Job) -> Result<bool, KernelError> {
+    let mut command = Command::new("depmod");
+    command.arg("-b").arg(unpacked).arg(release);
+    match run(&mut command, "depmod") {
+        Ok(_) => Ok(true),
+        Err(KernelError::MissingTool(_)) => {
+            job.note("guests get the modules for booting only: there is no depmod (package kmod)");
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn key(deb: &[u8], agent: &[u8]) -> Digest {
