@@ -7,7 +7,8 @@ use super::{
         Op,
         op::{Handler, Width, segment},
     },
-    Extra, flag, identify, privileged, register, segment as segments, syscall, table, transfer,
+    Extra, flag, identify, msr, privileged, register, segment as segments, syscall, table,
+    transfer,
 };
 
 /// The operation for a system instruction.
@@ -17,6 +18,7 @@ pub fn select(instruction: &Instruction, width: Width) -> Option<Op> {
         .or_else(|| segment_load(instruction))
         .or_else(|| control(instruction, width))
         .or_else(|| port(instruction, width))
+        .or_else(|| simple(instruction))
         .or_else(|| plain(instruction, width))?;
     let mut op = Op::new(instruction, width, run);
     if matches!(
@@ -193,7 +195,37 @@ fn port(instruction: &Instruction, width: Width) -> Option<(Handler, Extra)> {
     Some((run, extra))
 }
 
-/// Everything else, by name.
+/// Those whose handler needs to know nothing more, by name.
+fn simple(instruction: &Instruction) -> Option<(Handler, Extra)> {
+    let run: Handler = match instruction.mnemonic() {
+        Mnemonic::Cli => flag::clear_interrupt,
+        Mnemonic::Sti => flag::set_interrupt,
+        Mnemonic::Clac => flag::clear_access,
+        Mnemonic::Stac => flag::set_access,
+        Mnemonic::Clts => register::clear_task_switched,
+        Mnemonic::Xgetbv => register::read_extended,
+        Mnemonic::Xsetbv => register::write_extended,
+        Mnemonic::Swapgs => register::swap_gs,
+        Mnemonic::Syscall => syscall::enter,
+        Mnemonic::Sysenter => syscall::fast_enter,
+        Mnemonic::Cpuid => identify::cpuid,
+        Mnemonic::Rdtsc => identify::read_clock,
+        Mnemonic::Rdtscp => identify::read_clock_and_id,
+        Mnemonic::Rdpid => identify::read_id,
+        Mnemonic::Rdpmc => privileged::read_counter,
+        Mnemonic::Rdmsr => msr::read,
+        Mnemonic::Wrmsr => msr::write,
+        Mnemonic::Pause => privileged::pause,
+        Mnemonic::Hlt => privileged::halt,
+        Mnemonic::Invlpg => privileged::invalidate_page,
+        Mnemonic::Vmcall | Mnemonic::Vmmcall => privileged::hypercall,
+        Mnemonic::Invd | Mnemonic::Wbinvd | Mnemonic::Wbnoinvd => privileged::flush_caches,
+        _ => return None,
+    };
+    Some((run, Extra::default()))
+}
+
+/// Those that have operands, by name.
 fn plain(instruction: &Instruction, width: Width) -> Option<(Handler, Extra)> {
     let memory = instruction.op0_kind() == OpKind::Memory;
     let natural = if width == Width::Code64 { 8 } else { 4 };
@@ -220,10 +252,6 @@ fn plain(instruction: &Instruction, width: Width) -> Option<(Handler, Extra)> {
         _ => 8,
     };
     Some(match instruction.mnemonic() {
-        Mnemonic::Cli => (flag::clear_interrupt, Extra::default()),
-        Mnemonic::Sti => (flag::set_interrupt, Extra::default()),
-        Mnemonic::Clac => (flag::clear_access, Extra::default()),
-        Mnemonic::Stac => (flag::set_access, Extra::default()),
         Mnemonic::Pushf | Mnemonic::Pushfd | Mnemonic::Pushfq => (flag::push, bytes(stack)),
         Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq => (flag::pop, bytes(stack)),
         Mnemonic::Lgdt => (table::load_gdt, bytes(natural)),
@@ -240,37 +268,15 @@ fn plain(instruction: &Instruction, width: Width) -> Option<(Handler, Extra)> {
         Mnemonic::Verw => (segments::verify_write, word),
         Mnemonic::Lmsw => (register::load_machine_status, word),
         Mnemonic::Smsw => (register::store_machine_status, selector),
-        Mnemonic::Clts => (register::clear_task_switched, Extra::default()),
-        Mnemonic::Xgetbv => (register::read_extended, Extra::default()),
-        Mnemonic::Xsetbv => (register::write_extended, Extra::default()),
         Mnemonic::Rdfsbase => (register::read_fs_base, selector),
         Mnemonic::Rdgsbase => (register::read_gs_base, selector),
         Mnemonic::Wrfsbase => (register::write_fs_base, selector),
         Mnemonic::Wrgsbase => (register::write_gs_base, selector),
-        Mnemonic::Swapgs => (register::swap_gs, Extra::default()),
-        Mnemonic::Syscall => (syscall::enter, Extra::default()),
         Mnemonic::Sysret => (syscall::leave, bytes(4)),
         Mnemonic::Sysretq => (syscall::leave, bytes(8)),
-        Mnemonic::Sysenter => (syscall::fast_enter, Extra::default()),
         Mnemonic::Sysexit => (syscall::fast_leave, bytes(4)),
         Mnemonic::Sysexitq => (syscall::fast_leave, bytes(8)),
-        Mnemonic::Cpuid => (identify::cpuid, Extra::default()),
-        Mnemonic::Rdtsc => (identify::read_clock, Extra::default()),
-        Mnemonic::Rdtscp => (identify::read_clock_and_id, Extra::default()),
-        Mnemonic::Rdpid => (identify::read_id, Extra::default()),
-        Mnemonic::Rdpmc => (privileged::read_counter, Extra::default()),
         Mnemonic::Rdrand | Mnemonic::Rdseed => (identify::random, selector),
-        Mnemonic::Rdmsr => (msr::read, Extra::default()),
-        Mnemonic::Wrmsr => (msr::write, Extra::default()),
-        Mnemonic::Pause => (privileged::pause, Extra::default()),
-        Mnemonic::Hlt => (privileged::halt, Extra::default()),
-        Mnemonic::Invlpg => (privileged::invalidate_page, Extra::default()),
-        Mnemonic::Invd | Mnemonic::Wbinvd | Mnemonic::Wbnoinvd => {
-            (privileged::flush_caches, Extra::default())
-        }
-        Mnemonic::Vmcall | Mnemonic::Vmmcall => (privileged::hypercall, Extra::default()),
         _ => return None,
     })
 }
-
-use super::msr;
