@@ -28,8 +28,10 @@ const GLOBAL: u64 = 1 << 8;
 const NO_EXECUTE: u64 = 1 << 63;
 /// The physical address in an 8-byte entry.
 const ADDRESS: u64 = (1 << PHYSICAL_BITS) - 0x1000;
+/// Physical addresses have no more bits on any processor.
+const ARCHITECTURAL: u64 = (1 << 52) - 1;
 /// Address bits this processor does not have.
-const BEYOND: u64 = ((1 << 52) - 1) & !((1 << PHYSICAL_BITS) - 1);
+const BEYOND: u64 = ARCHITECTURAL & !((1 << PHYSICAL_BITS) - 1);
 
 const CODE_PRESENT: u16 = 1 << 0;
 const CODE_WRITE: u16 = 1 << 1;
@@ -86,7 +88,7 @@ impl Core {
     ) -> Result<Translation, Fault> {
         let Some(form) = self.form() else {
             return Ok(Translation {
-                physical: linear,
+                physical: linear & ARCHITECTURAL,
                 writable: true,
                 global: false,
             });
