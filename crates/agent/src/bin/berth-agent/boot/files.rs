@@ -1,13 +1,13 @@
 //! Files the guest's programs read: who it is, where names come from, what the host adds.
 //!
-//! Paths are resolved below the new root before it is entered, so a link of the image that leads
-//! outside cannot reach the initramfs: names are followed as the guest's own programs would.
+//! Written inside the new root, where a link of the image leads where the guest's programs would be led,
+//! and nowhere else.
 
 use std::{
     fmt::Write as _,
     fs, io,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use agent::config::{Config, Dns, Interface};
@@ -15,20 +15,20 @@ use agent::config::{Config, Dns, Interface};
 use super::{BootError, at};
 
 /// Writes host name, `hosts`, `resolv.conf`, networkd's configuration and the host's own files.
-pub fn write(config: &Config, sysroot: &Path) -> Result<(), BootError> {
+pub fn write(config: &Config) -> Result<(), BootError> {
     rustix::system::sethostname(config.hostname.as_bytes())
         .map_err(at("set the host name", &config.hostname))?;
     if config.root.read_only {
         return Ok(());
     }
     let line = format!("{}\n", config.hostname);
-    replace(sysroot, "etc/hostname", &line, 0o644)?;
-    replace(sysroot, "etc/hosts", &hosts(config), 0o644)?;
+    replace("etc/hostname", &line, 0o644)?;
+    replace("etc/hosts", &hosts(config), 0o644)?;
     if !config.dns.servers.is_empty() {
-        replace(sysroot, "etc/resolv.conf", &resolv_conf(&config.dns), 0o644)?;
+        replace("etc/resolv.conf", &resolv_conf(&config.dns), 0o644)?;
     }
     for file in &config.files {
-        replace(sysroot, &file.path, &file.content, file.mode)?;
+        replace(&file.path, &file.content, file.mode)?;
     }
     Ok(())
 }
@@ -43,8 +43,8 @@ pub fn keep_agent() -> Result<(), BootError> {
 }
 
 /// Puts a file in place of whatever is there, also of a symbolic link.
-fn replace(sysroot: &Path, path: &str, content: &str, mode: u32) -> Result<(), BootError> {
-    let path = below(sysroot, path);
+fn replace(path: &str, content: &str, mode: u32) -> Result<(), BootError> {
+    let path = Path::new("/").join(path);
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(at("make", parent))?;
     }
@@ -64,16 +64,6 @@ fn replace(sysroot: &Path, path: &str, content: &str, mode: u32) -> Result<(), B
     io::Write::write_all(&mut file, content.as_bytes()).map_err(at("write", &path))?;
     file.set_permissions(fs::Permissions::from_mode(mode & 0o7777))
         .map_err(at("write", &path))
-}
-
-fn below(sysroot: &Path, path: &str) -> PathBuf {
-    let mut full = sysroot.to_owned();
-    for part in path.split('/') {
-        if !matches!(part, "" | "." | "..") {
-            full.push(part);
-        }
-    }
-    full
 }
 
 fn hosts(config: &Config) -> String {

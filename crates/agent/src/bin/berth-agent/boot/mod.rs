@@ -1,7 +1,7 @@
 //! The agent's first life: `/init` of the initramfs.
 //!
 //! ```text
-//!   kernel's file systems → modules → configuration → root → network, files → start
+//!   kernel's file systems → modules → configuration → root, entered → mounts, network, files → start
 //! ```
 //! Runs once, alone, as PID 1. Whatever fails is said on the console with its cause and ends the guest:
 //! a machine that cannot come up must not look as if it ran.
@@ -124,13 +124,15 @@ fn bring_up() -> Result<(), BootError> {
     let config = read_config()?;
     let sysroot = Path::new(SYSROOT);
     root::mount(&config, sysroot)?;
+    files::keep_agent()?;
+    root::enter(sysroot)?;
+    // From here on paths mean what the guest's own programs mean by them, links of the image included.
+    root::mount_further(&config.mounts)?;
     network::bring_up(&config.interfaces)?;
-    files::write(&config, sysroot)?;
+    files::write(&config)?;
     for (key, value) in &config.sysctls {
         kernel::set_parameter(key, value)?;
     }
-    files::keep_agent()?;
-    root::enter(sysroot)?;
     start::run(&config)
 }
 

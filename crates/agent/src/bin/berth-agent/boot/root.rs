@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent::config::{Config, Source};
+use agent::config::{Config, Mount, Source};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount_move, unmount};
 
 use super::{
@@ -24,10 +24,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Where the file system with the guest's changes stays reachable, for growing and freezing it.
 const CHANGES: &str = "/run/berth/changes";
 
-/// Mounts the root file system and the further ones of the configuration at `sysroot`.
+/// Mounts the root file system at `sysroot`.
 pub fn mount(config: &Config, sysroot: &Path) -> Result<(), BootError> {
     fs::create_dir_all(sysroot).map_err(at("make", sysroot))?;
     let root = &config.root;
+    load_modules_of(&root.source)?;
+    root.changes.as_ref().map_or(Ok(()), load_modules_of)?;
     match &root.changes {
         None => mount_source(&root.source, sysroot, root.read_only)?,
         Some(changes) => mount_overlay(&root.source, changes, sysroot, root.read_only)?,
@@ -41,11 +43,29 @@ pub fn mount(config: &Config, sysroot: &Path) -> Result<(), BootError> {
         }
     }
     for further in &config.mounts {
-        let target = sysroot.join(further.target.trim_start_matches('/'));
+        // Their modules are out of reach once the root is entered.
+        load_modules_of(&further.source)?;
+    }
+    Ok(())
+}
+
+/// Mounts the further file systems of the configuration, in the root that was entered.
+pub fn mount_further(mounts: &[Mount]) -> Result<(), BootError> {
+    for further in mounts {
+        let target = Path::new("/").join(&further.target);
         fs::create_dir_all(&target).map_err(at("make", &target))?;
         mount_source(&further.source, &target, further.read_only)?;
     }
     Ok(())
+}
+
+/// Loads what a file system needs that not every guest has.
+fn load_modules_of(source: &Source) -> Result<(), BootError> {
+    match source {
+        Source::Disk { file_system, .. } => load_modules_for(file_system),
+        Source::Share { .. } => load_modules_for("virtiofs"),
+        Source::Memory { .. } => Ok(()),
+    }
 }
 
 fn mount_source(source: &Source, target: &Path, read_only: bool) -> Result<(), BootError> {
@@ -58,15 +78,11 @@ fn mount_source(source: &Source, target: &Path, read_only: bool) -> Result<(), B
             serial,
             file_system,
         } => {
-            load_modules_for(file_system)?;
             let device = find_disk(serial)?;
             let device = device.to_string_lossy();
             mount_at(&device, file_system, target, flags, "")
         }
-        Source::Share { tag } => {
-            load_modules_for("virtiofs")?;
-            mount_at(tag, "virtiofs", target, flags, "")
-        }
+        Source::Share { tag } => mount_at(tag, "virtiofs", target, flags, ""),
         Source::Memory { size_bytes } => {
             let options = size_bytes.map_or_else(String::new, |size| format!("size={size}"));
             mount_at(
