@@ -44,6 +44,8 @@ struct Ring {
     /// Descriptors in use, the rest of the table is free.
     next_descriptor: u16,
     added: u16,
+    /// How many were added when the doorbell was last thought of.
+    kicked: u16,
     seen: u16,
     /// Writable buffers by head.
     writable: Vec<(u16, Vec<(u64, u32)>)>,
@@ -57,6 +59,9 @@ pub struct Driver {
     pub events: Arc<Mutex<Vec<DeviceEvent>>>,
     rings: Vec<Ring>,
     queue_size: u16,
+    event_idx: bool,
+    /// Asks for an interrupt after each answer, where event indexes were agreed on.
+    ask_each: bool,
     next_buffer: u64,
 }
 
@@ -103,6 +108,8 @@ impl Driver {
             events,
             rings: std::iter::repeat_with(Ring::default).take(queues).collect(),
             queue_size: 0,
+            event_idx: false,
+            ask_each: false,
             next_buffer: BUFFERS,
         };
         it.enable_msix();
@@ -179,6 +186,7 @@ impl Driver {
             self.negotiate(features),
             "features {features:#x} are accepted"
         );
+        self.event_idx = features & 1 << 29 != 0;
         // One size for all queues, which the smallest of them takes.
         self.queue_size = size;
         for queue in 0..self.rings.len() as u64 {
@@ -206,7 +214,8 @@ impl Driver {
 
     /// Ready with everything the device offers.
     pub fn start(&mut self) {
-        self.start_with(self.offered() & 0xff_ffff | 1 << 28, 64);
+        self.start_with(self.offered() & (0xff_ffff | 1 << 28 | 1 << 29), 64);
+        self.ask_each = true;
     }
 
     fn allocate(&mut self, bytes: u32) -> u64 {
@@ -299,18 +308,34 @@ impl Driver {
             .unwrap();
     }
 
-    /// Rings the doorbell of a queue.
-    pub fn kick(&self, queue: u16) {
-        self.write(
-            place::NOTIFY + u64::from(queue) * place::NOTIFY_STEP,
-            2,
-            queue.into(),
-        );
+    /// Rings the doorbell of a queue, if the device wants to hear of what was added since the last
+    /// time (virtio 1.2, 2.7.13.4); always when nothing was.
+    pub fn kick(&mut self, queue: u16) {
+        use std::sync::atomic::{Ordering, fence};
+
+        let (.., used) = Self::rings(queue);
+        let ring = &mut self.rings[usize::from(queue)];
+        let (old, new) = (std::mem::replace(&mut ring.kicked, ring.added), ring.added);
+        fence(Ordering::SeqCst);
+        let load = |at: u64| -> u16 {
+            let memory = self.ram.guest_memory();
+            memory.load(GuestAddress(at), Ordering::Relaxed).unwrap()
+        };
+        let wanted = if self.event_idx {
+            let event = load(used + 4 + u64::from(self.queue_size) * 8);
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            load(used) & 1 == 0
+        };
+        if wanted || old == new {
+            let bell = place::NOTIFY + u64::from(queue) * place::NOTIFY_STEP;
+            self.write(bell, 2, queue.into());
+        }
     }
 
     /// The next answer of a queue if there is one.
     pub fn try_answer(&mut self, queue: u16) -> Option<Answer> {
-        let (.., used) = Self::rings(queue);
+        let (_, available, used) = Self::rings(queue);
         let memory = self.ram.guest_memory().clone();
         let ring = &mut self.rings[usize::from(queue)];
         let order = std::sync::atomic::Ordering::Acquire;
@@ -320,6 +345,10 @@ impl Driver {
         }
         let entry = used + 4 + u64::from(ring.seen % self.queue_size) * 8;
         ring.seen = ring.seen.wrapping_add(1);
+        if self.ask_each {
+            let event = GuestAddress(available + 4 + u64::from(self.queue_size) * 2);
+            memory.write_obj(ring.seen, event).unwrap();
+        }
         let head: u32 = memory.read_obj(GuestAddress(entry)).unwrap();
         let written = memory.read_obj(GuestAddress(entry + 4)).unwrap();
         let writable = ring.writable.iter().find(|it| u32::from(it.0) == head);

@@ -114,7 +114,7 @@ fn stats(values: &[(u16, u64)]) -> Vec<u8> {
 
 #[test]
 fn statistics_come_when_asked_for_also_after_a_pause() {
-    let (mut driver, control) = driver(FEATURES);
+    let (mut driver, control) = driver(FEATURES | 1 << 29);
     let first = driver.add(2, &[&stats(&[(5, 1 << 30), (4, 77), (999, 1)])], &[]);
     driver.kick(2);
     eventually("the first statistics", || {
