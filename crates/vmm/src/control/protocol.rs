@@ -134,6 +134,9 @@ pub struct Stats {
     pub cpu_time_ns: u64,
     /// Of RAM, that the host has given pages for.
     pub memory_resident_bytes: u64,
+    /// What the guest says it lends by its balloon, if there is one.
+    #[serde(default)]
+    pub balloon_bytes: Option<u64>,
 }
 
 /// What a vCPU has used.

@@ -218,6 +218,7 @@ impl Machine {
             vcpus: vcpus.collect(),
             cpu_time_ns: process_time_ns(),
             memory_resident_bytes: resident,
+            balloon_bytes: self.virtio.balloon().map(|it| it.actual()),
         }
     }
 
@@ -231,8 +232,10 @@ impl Machine {
         missing.extend(disks.map(|it| format!("there is no disk {:?}", it.id)));
         let nets = limits.nets.iter().filter(|it| !self.virtio.limit_net(it));
         missing.extend(nets.map(|it| format!("there is no network card {:?}", it.id)));
-        if limits.balloon_bytes.is_some() {
-            missing.push("the machine has no balloon".into());
+        match (limits.balloon_bytes, self.virtio.balloon()) {
+            (Some(bytes), Some(balloon)) => balloon.set_target(bytes),
+            (Some(_), None) => missing.push("the machine has no balloon".into()),
+            (None, _) => {}
         }
         if let Some(Err(error)) = limits.pinning.as_ref().map(|it| self.pin(it)) {
             missing.push(format!("the vCPUs cannot be pinned: {error}"));

@@ -7,6 +7,7 @@ use devices::{
     pci::PciBus,
     virtio::{
         Host, Limits, VirtioDevice,
+        balloon::{Balloon, BalloonControl},
         block::{Block, BlockControl, BlockOptions, FileDisk},
         entropy::Entropy,
         net::{Net, NetControl, NetOptions, Port},
@@ -33,6 +34,7 @@ pub(super) struct Virtio {
     functions: Vec<Arc<VirtioPci>>,
     disks: Vec<(String, BlockControl)>,
     nets: Vec<(String, NetControl)>,
+    balloon: Option<BalloonControl>,
 }
 
 impl Virtio {
@@ -111,6 +113,17 @@ impl Virtio {
         self.plug(slots, "entropy", Box::new(entropy))
     }
 
+    pub(super) fn add_balloon(&mut self, slots: &Slots<'_>) -> Result<(), MachineError> {
+        let balloon = Balloon::new(&slots.host).map_err(failed("make a balloon"))?;
+        self.balloon = Some(balloon.control());
+        self.plug(slots, "balloon", Box::new(balloon))
+    }
+
+    /// The balloon, if there is one.
+    pub(super) fn balloon(&self) -> Option<&BalloonControl> {
+        self.balloon.as_ref()
+    }
+
     fn plug(
         &mut self,
         slots: &Slots<'_>,
@@ -176,6 +189,9 @@ pub(super) fn build(
     }
     if config.rng {
         virtio.add_entropy(slots)?;
+    }
+    if config.balloon {
+        virtio.add_balloon(slots)?;
     }
     Ok(virtio)
 }
