@@ -70,7 +70,14 @@ const REFUSED: &[&str] = &["open", "openat", "readlink", "readlinkat"];
 const EACCES: u16 = 13;
 
 /// Waiting for files.
-const WAIT: &[&str] = &["epoll_ctl", "epoll_pwait", "epoll_wait", "poll", "ppoll"];
+const WAIT: &[&str] = &[
+    "epoll_create1",
+    "epoll_ctl",
+    "epoll_pwait",
+    "epoll_wait",
+    "poll",
+    "ppoll",
+];
 
 impl ThreadKind {
     fn calls(self) -> &'static [&'static [&'static str]] {
@@ -167,6 +174,8 @@ impl ThreadKind {
         let mut rules = vec![
             // Advice on memory and names of threads.
             only("prctl", 0, &[libc::PR_SET_NAME as u64, PR_SET_VMA]),
+            // Rust's library, built with assertions, looks at files before it closes them.
+            only("fcntl", 1, &[libc::F_GETFD as u64]),
         ];
         match self {
             Self::Vcpu => rules.push(only("ioctl", 1, &[KVM_VCPU, TUN].concat())),

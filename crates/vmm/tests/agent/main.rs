@@ -149,7 +149,10 @@ fn the_agent_answers_over_vsock_and_shuts_the_guest_down() {
     while notices.accept().is_err() {
         let ended = vmm.0.try_wait().unwrap();
         let log = log(directory);
-        assert!(ended.is_none() && since.elapsed() < PATIENCE, "{ended:?}\n{log}");
+        assert!(
+            ended.is_none() && since.elapsed() < PATIENCE,
+            "{ended:?}\n{log}"
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
     let socket = directory.join("sockets/vsock");
@@ -165,10 +168,19 @@ fn the_agent_answers_over_vsock_and_shuts_the_guest_down() {
     assert_eq!(run(&mut call(), &["sh", "-c", large]).0.len(), 3_000_000);
 
     lend_memory(directory);
-    call().command(Verb::Shutdown).unwrap();
+    call()
+        .command(Verb::Shutdown {
+            reboot: false,
+            grace_ms: 1000,
+        })
+        .unwrap();
     let since = Instant::now();
     while vmm.0.try_wait().unwrap().is_none() {
-        assert!(since.elapsed() < PATIENCE, "it runs on:\n{}", log(directory));
+        assert!(
+            since.elapsed() < PATIENCE,
+            "it runs on:\n{}",
+            log(directory)
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
     let json = fs::read(directory.join("exit.json")).unwrap();
