@@ -105,7 +105,6 @@ impl ThreadKind {
                     "fdatasync",
                     "fstat",
                     "fsync",
-                    "io_uring_enter",
                     "lseek",
                     "pread64",
                     "preadv",
