@@ -106,6 +106,20 @@ pub struct Client<S> {
     decoder: Decoder,
 }
 
+impl Client<UnixStream> {
+    /// Another handle on the connection, for a second thread to send by. What has been received
+    /// and not been asked for stays with this one.
+    ///
+    /// # Errors
+    /// When the process has no more descriptors.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            stream: self.stream.try_clone()?,
+            decoder: Decoder::default(),
+        })
+    }
+}
+
 impl<S: Read + Write> Client<S> {
     /// A client over a connected stream.
     pub fn new(stream: S) -> Self {

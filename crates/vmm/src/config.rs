@@ -71,9 +71,26 @@ pub struct VmConfig {
     /// File to write when the machine is over: [`crate::exit::ExitRecord`].
     #[serde(default)]
     pub exit_record: Option<PathBuf>,
+    /// What standard input and output of the process are.
+    #[serde(default)]
+    pub stdio: Stdio,
     /// As whom the machine runs once it is locked up.
     #[serde(default)]
     pub jail: JailConfig,
+}
+
+/// What standard input and output of the process are; see [`crate::front`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stdio {
+    /// Nothing: it is spoken to over its sockets.
+    #[default]
+    None,
+    /// The console, which needs [`ConsoleConfig::socket`].
+    Console,
+    /// Those of this program, run by the agent in the guest, whose exit code becomes the process's;
+    /// needs a vsock.
+    Program(agent::protocol::Program),
 }
 
 /// What executes vCPUs.
@@ -122,12 +139,25 @@ pub struct DiskConfig {
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
     /// The tap device it is attached to, made by whoever starts the machine.
-    pub tap: String,
+    #[serde(default)]
+    pub tap: Option<String>,
+    /// In its place, an interface whose frames are the guest's.
+    #[serde(default)]
+    pub interface: Option<String>,
     /// Its address.
     pub mac: [u8; 6],
     /// Largest packet.
     #[serde(default)]
     pub mtu: Option<u16>,
+}
+
+impl NetConfig {
+    /// What it is attached to, by name.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        let name = self.tap.as_ref().or(self.interface.as_ref());
+        name.map_or("", String::as_str)
+    }
 }
 
 /// The socket to and from the host.
@@ -227,6 +257,26 @@ impl VmConfig {
                 "disks",
                 format!("the id {:?} is longer than 20 bytes", disk.id),
             );
+        }
+        if let Some(net) = self
+            .nets
+            .iter()
+            .find(|it| it.tap.is_some() == it.interface.is_some())
+        {
+            let reason = format!("{net:?}; name either a tap or an interface");
+            return field("nets", reason);
+        }
+        match &self.stdio {
+            Stdio::Console if self.console.socket.is_none() => {
+                return field("stdio", "the console needs console.socket".into());
+            }
+            Stdio::Program(_) if self.vsock.is_none() => {
+                return field(
+                    "stdio",
+                    "a program is reached by vsock, which is missing".into(),
+                );
+            }
+            _ => {}
         }
         if self.vsock.as_ref().is_some_and(|it| it.cid < 3) {
             return field(

@@ -15,6 +15,7 @@ pub mod config;
 pub mod console;
 pub mod control;
 pub mod exit;
+pub mod front;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod jail;

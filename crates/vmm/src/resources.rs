@@ -11,6 +11,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use devices::virtio::net::Port;
+
 use crate::{VmConfig, console::Log};
 
 /// Something could not be opened or made.
@@ -48,8 +50,8 @@ pub struct Resources {
     pub initrd: Vec<File>,
     /// Disks, in order.
     pub disks: Vec<File>,
-    /// Tap devices, in order.
-    pub taps: Vec<OwnedFd>,
+    /// What network cards are attached to, in order.
+    pub ports: Vec<Port>,
     /// What keeps the console's output.
     pub log: Option<Log>,
 }
@@ -69,10 +71,18 @@ impl Resources {
                 .open(&disk.path)
                 .at("open the disk", &disk.path)
         });
-        let taps = config
+        let ports = config
             .nets
             .iter()
-            .map(|net| open_tap(&net.tap).at("attach to the tap device", Path::new(&net.tap)));
+            .map(|net| match (&net.tap, &net.interface) {
+                (Some(tap), _) => open_tap(tap)
+                    .and_then(Port::tap)
+                    .at("attach to the tap device", Path::new(tap)),
+                (None, interface) => {
+                    let name = interface.as_deref().unwrap_or_default();
+                    Port::interface(name).at("attach to the interface", Path::new(name))
+                }
+            });
         let log = config.console.log.as_ref().map(|path| {
             Log::open(path, config.console.log_bytes).at("open the console's log", path)
         });
@@ -80,7 +90,7 @@ impl Resources {
             kernel: read("open the kernel", &config.kernel)?,
             initrd: initrd.collect::<Result<_, _>>()?,
             disks: disks.collect::<Result<_, _>>()?,
-            taps: taps.collect::<Result<_, _>>()?,
+            ports: ports.collect::<Result<_, _>>()?,
             log: log.transpose()?,
         })
     }

@@ -5,6 +5,10 @@
 //! it. Each test runs on every backend this host has; one that is missing is a loud skip.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::print_stderr,
+    reason = "a skip is said where tests are watched"
+)]
 
 mod guests;
 mod machine;

@@ -1,6 +1,6 @@
 //! The virtio devices of a machine, as its configuration lists them.
 
-use std::{fs::File, io, os::fd::OwnedFd, path::Path, sync::Arc};
+use std::{fs::File, io, path::Path, sync::Arc};
 
 use devices::{
     Interrupts,
@@ -76,21 +76,22 @@ impl Virtio {
         &mut self,
         slots: &Slots<'_>,
         config: &crate::config::NetConfig,
-        tap: OwnedFd,
+        port: Port,
     ) -> Result<(), MachineError> {
+        let label = config.label().to_owned();
         let make = || -> io::Result<Net> {
             let options = NetOptions {
-                label: config.tap.clone(),
+                label: label.clone(),
                 mac: config.mac,
                 mtu: config.mtu,
                 receive_limits: Limits::default(),
                 transmit_limits: Limits::default(),
             };
-            Net::new(vec![Port::tap(tap)?], &options, &slots.host)
+            Net::new(vec![port], &options, &slots.host)
         };
         let net = make().map_err(failed("make a network card"))?;
-        self.nets.push((config.tap.clone(), net.control()));
-        self.plug(slots, &config.tap, Box::new(net))
+        self.nets.push((label.clone(), net.control()));
+        self.plug(slots, &label, Box::new(net))
     }
 
     /// `prefix`: the path that names of sockets the guest connects to begin with.
@@ -176,7 +177,7 @@ fn failed(what: &'static str) -> impl Fn(io::Error) -> MachineError {
 pub(super) fn build(
     slots: &Slots<'_>,
     config: &VmConfig,
-    files: (Vec<File>, Vec<OwnedFd>),
+    files: (Vec<File>, Vec<Port>),
     vsock: (Option<std::os::unix::net::UnixListener>, &Path),
 ) -> Result<Virtio, MachineError> {
     let mut virtio = Virtio::default();

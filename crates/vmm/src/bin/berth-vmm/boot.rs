@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use vmm::{
     StopReason, VmConfig,
     config::{
-        Accel, CONFIG_VERSION, ConsoleConfig, CpuLevel, DiskConfig, JailConfig, NetConfig,
+        Accel, CONFIG_VERSION, ConsoleConfig, CpuLevel, DiskConfig, JailConfig, NetConfig, Stdio,
         VsockConfig,
     },
     machine::choose,
@@ -93,7 +93,8 @@ impl Arguments {
                 read_only: false,
             });
         let nets = self.tap.iter().enumerate().map(|(index, tap)| NetConfig {
-            tap: tap.clone(),
+            tap: Some(tap.clone()),
+            interface: None,
             mac: [0x52, 0x54, 0, 0, 0, u8::try_from(index).unwrap_or(u8::MAX)],
             mtu: None,
         });
@@ -123,6 +124,7 @@ impl Arguments {
             pinning: Vec::new(),
             control: self.control.clone(),
             exit_record: None,
+            stdio: Stdio::None,
             jail: JailConfig::default(),
         }
     }

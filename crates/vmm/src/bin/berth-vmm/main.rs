@@ -18,7 +18,8 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use vmm::{
     StopReason, VmConfig,
-    config::MAX_CONFIG,
+    config::{MAX_CONFIG, Stdio},
+    front,
     machine::choose,
     process::{Supervision, supervise},
 };
@@ -48,6 +49,8 @@ struct Run {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Say, in JSON, what executes machines on this host
+    Probe,
     /// Boot a kernel in the foreground, with the serial console on this terminal
     Boot(boot::Arguments),
 }
@@ -56,33 +59,40 @@ fn main() -> ExitCode {
     let since = Instant::now();
     let cli = Cli::parse();
     let ended = match (cli.command, cli.run) {
-        (Some(Command::Boot(arguments)), _) => boot::run(&arguments, since),
+        (Some(Command::Boot(arguments)), _) => boot::run(&arguments, since).map(tell),
+        (Some(Command::Probe), _) => probe(),
         (None, Some(run)) => run.supervise(since),
         (None, None) => Err("nothing to run: give --config FILE, or boot".into()),
     };
-    let mut err = io::stderr().lock();
-    // Where standard error is closed nobody is told.
-    match ended {
-        Ok(reason) => {
-            if !matches!(reason, StopReason::PowerOff | StopReason::Killed) {
-                let _closed = writeln!(err, "berth-vmm: the machine stopped: {reason:?}");
-            }
-            ExitCode::from(reason.status())
+    ended.unwrap_or_else(|error| {
+        if let StopReason::Error { message } = StopReason::error(&*error) {
+            // Where standard error is closed nobody is told.
+            let _closed = writeln!(io::stderr().lock(), "berth-vmm: {message}");
         }
-        Err(error) => {
-            if let StopReason::Error { message } = StopReason::error(&*error) {
-                let _closed = writeln!(err, "berth-vmm: {message}");
-            }
-            ExitCode::FAILURE
-        }
+        ExitCode::FAILURE
+    })
+}
+
+/// Says why a machine stopped, where that is news.
+fn tell(reason: StopReason) -> ExitCode {
+    if !matches!(reason, StopReason::PowerOff | StopReason::Killed) {
+        let mut err = io::stderr().lock();
+        let _closed = writeln!(err, "berth-vmm: the machine stopped: {reason:?}");
     }
+    ExitCode::from(reason.status())
+}
+
+fn probe() -> Result<ExitCode, Failure> {
+    let found = serde_json::json!({ "kvm": cpu::kvm::probe::run() });
+    writeln!(io::stdout().lock(), "{found}")?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// What failed, for people.
 type Failure = Box<dyn std::error::Error>;
 
 impl Run {
-    fn supervise(&self, since: Instant) -> Result<StopReason, Failure> {
+    fn supervise(&self, since: Instant) -> Result<ExitCode, Failure> {
         let mut json = Vec::new();
         std::fs::File::open(&self.config)
             .and_then(|file| file.take(MAX_CONFIG + 1).read_to_end(&mut json))
@@ -97,6 +107,9 @@ impl Run {
             verbose: self.verbose,
             since,
         };
-        Ok(supervise(&config, how)?)
+        if config.stdio == Stdio::None {
+            return Ok(tell(supervise(&config, how)?));
+        }
+        Ok(ExitCode::from(front::run(&config, how)?))
     }
 }

@@ -30,6 +30,7 @@ static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
 
 /// Serves until the guest ends.
 pub fn run() -> ExitCode {
+    thread::spawn(use_whole_disk);
     if let Some(port) = console_port() {
         thread::spawn(move || serve_port(&port));
     }
@@ -50,6 +51,22 @@ pub fn run() -> ExitCode {
                 thread::sleep(Duration::from_millis(100));
             }
         }
+    }
+}
+
+/// Grows the root file system to its disk, which may have become larger since the last boot; in the
+/// background, for nobody waits for the room.
+fn use_whole_disk() {
+    use std::io::ErrorKind;
+    match disk::grow_root() {
+        // Nothing that could grow.
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::Unsupported | ErrorKind::ReadOnlyFilesystem
+            ) => {}
+        Err(error) => say(&format!("the root file system cannot grow: {error}")),
+        Ok(()) => {}
     }
 }
 
