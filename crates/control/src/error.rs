@@ -64,6 +64,7 @@ pub(crate) fn from_engine(name: &str, error: engine::EngineError) -> Problem {
         .hint(format!("start it: berth start {name}")),
         EngineError::Refused { message } => Problem::new(ErrorCode::Failed, message),
         EngineError::Program { message, code } => Problem::new(program(code.into()), message),
+        EngineError::NotFound { message } => Problem::new(ErrorCode::NotFound, message),
         error @ EngineError::Stale { .. } => Problem::new(ErrorCode::Conflict, error.to_string()),
         error @ EngineError::Failed { .. } => internal(error),
     }

@@ -60,8 +60,8 @@ pub struct Identity {
     pub prefix: String,
     /// `v2`, `v1` or `hybrid`.
     pub cgroups: String,
-    /// What a newcomer should know of this host.
-    pub warnings: Vec<String>,
+    /// What this host can and cannot do.
+    pub checks: Vec<api::Check>,
     /// When it started.
     pub started_at: Timestamp,
 }

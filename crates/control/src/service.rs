@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use api::{
-    Event, Image, ImageBuild, ImageDetail, ImageDf, ImageGc, ImagePull, ImagePush, ImageTag, Info,
-    Instance, InstanceCreate, InstanceDetail, Network, NetworkCreate, Operation, Process, Stats,
-    StopRequest, Token, TokenCreate, TokenCreated, TopRow, Volume, VolumeCreate, WaitFor,
+    Check, Event, Image, ImageBuild, ImageDetail, ImageDf, ImageGc, ImagePull, ImagePush, ImageTag,
+    Info, Instance, InstanceCreate, InstanceDetail, Network, NetworkCreate, Operation, Process,
+    Stats, StopRequest, Token, TokenCreate, TokenCreated, TopRow, Volume, VolumeCreate, WaitFor,
     service::{Answer, ByteStream, ExportFormat, InstanceFilter, LogQuery, Service, Socket},
     stream::Attach,
 };
@@ -29,6 +29,10 @@ impl Service for Control {
 
     async fn info(&self) -> Answer<Info> {
         self.about().await
+    }
+
+    async fn doctor(&self) -> Answer<Vec<Check>> {
+        Ok(self.inner.identity.checks.clone())
     }
 
     async fn events(&self, since: Option<u64>, follow: bool) -> Answer<BoxStream<'static, Event>> {

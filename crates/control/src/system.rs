@@ -7,6 +7,18 @@ use tokio::sync::broadcast;
 
 use crate::{Control, wire};
 
+/// What a newcomer should know of this host.
+fn warnings(checks: &[api::Check]) -> Vec<String> {
+    checks
+        .iter()
+        .filter(|check| check.verdict != api::Verdict::Ok)
+        .map(|check| match &check.advice {
+            Some(advice) => format!("{}: {}; {advice}", check.name, check.found),
+            None => format!("{}: {}", check.name, check.found),
+        })
+        .collect()
+}
+
 impl Control {
     pub(crate) async fn about(&self) -> Result<Info, Problem> {
         let paths = &self.node().parts().paths;
@@ -27,7 +39,7 @@ impl Control {
             memory_bytes: memory.totalram * u64::from(memory.mem_unit),
             instances: self.counts().await?,
             started_at: identity.started_at.to_string(),
-            warnings: identity.warnings.clone(),
+            warnings: warnings(&identity.checks),
         })
     }
 

@@ -55,6 +55,7 @@ pub fn guest(id: InstanceId, directory: PathBuf, layers: Vec<PathBuf>, args: &[&
     Guest {
         id,
         generation: 1,
+        machine: None,
         root: Root {
             layers,
             upper: directory.join("root/upper"),

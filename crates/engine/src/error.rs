@@ -21,6 +21,12 @@ pub enum EngineError {
         /// The guest.
         id: InstanceId,
     },
+    /// Something inside the guest that was named is not there. The message is for the user.
+    #[error("{message}")]
+    NotFound {
+        /// What is missing, and where.
+        message: String,
+    },
     /// What was asked for cannot be: a program that is not there, a limit the host lacks. The
     /// message is for the user.
     #[error("{message}")]

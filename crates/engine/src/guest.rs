@@ -2,12 +2,14 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
+use ipnetwork::IpNetwork;
 use model::{
     InstanceId,
-    instance::{Limits, LogSpec, Ulimit},
+    instance::{Accel, Limits, LogSpec, Ulimit},
     record::IdMap,
 };
 
@@ -92,6 +94,40 @@ pub enum GuestNetwork {
     Host,
 }
 
+/// The network interface of a virtual machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Hardware address inside.
+    pub mac: [u8; 6],
+    /// Largest packet in bytes.
+    pub mtu: Option<u32>,
+    /// Addresses inside, each with the subnet's length.
+    pub addresses: Vec<IpNetwork>,
+    /// Default routes inside, at most one of each family.
+    pub gateways: Vec<IpAddr>,
+}
+
+/// What makes a guest a virtual machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestMachine {
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Memory; a multiple of 1 MiB.
+    pub memory_bytes: u64,
+    /// What executes its code.
+    pub accel: Accel,
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// Its initial file system.
+    pub initrd: PathBuf,
+    /// Added to the kernel's command line.
+    pub append: String,
+    /// Its root disk: an ext4 file system, without a partition table.
+    pub disk: PathBuf,
+    /// Its network interface, when it has one.
+    pub interface: Option<Interface>,
+}
+
 /// A guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guest {
@@ -101,6 +137,8 @@ pub struct Guest {
     pub generation: u64,
     /// Directory that lasts: logs and the record of the exit are written here.
     pub directory: PathBuf,
+    /// What makes it a virtual machine; a container when `None`.
+    pub machine: Option<GuestMachine>,
     /// Root file system.
     pub root: Root,
     /// The program.

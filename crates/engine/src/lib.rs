@@ -18,6 +18,7 @@ mod view;
 use std::path::Path;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use model::{
     InstanceId, Timestamp,
     instance::status::Usage,
@@ -26,7 +27,10 @@ use model::{
 use tokio::sync::{broadcast, mpsc};
 
 pub use error::EngineError;
-pub use guest::{Guest, GuestDevice, GuestMount, GuestNetwork, GuestProcess, MountKind, Root};
+pub use guest::{
+    Guest, GuestDevice, GuestMachine, GuestMount, GuestNetwork, GuestProcess, Interface, MountKind,
+    Root,
+};
 pub use log::{LogLine, LogRequest, LogStream};
 pub use session::{Input, Output, Session, SessionEnd};
 pub use view::RootView;
@@ -251,4 +255,38 @@ pub trait Engine: Send + Sync + 'static {
     /// # Errors
     /// When it cannot be opened, or the guest ended while it was.
     async fn open_root(&self, guest: &Guest) -> Result<RootView, EngineError>;
+
+    /// A path inside a virtual machine that runs, as a tar archive in pieces; its root is nowhere
+    /// on the host to be opened. The pieces are the guest's word.
+    ///
+    /// # Errors
+    /// When it does not run, is no virtual machine, or the path cannot be read.
+    async fn read_files(
+        &self,
+        id: InstanceId,
+        path: &str,
+    ) -> Result<mpsc::Receiver<Result<Bytes, EngineError>>, EngineError> {
+        let _ = path;
+        Err(no_machine(id))
+    }
+
+    /// Unpacks a tar archive below a directory inside a virtual machine that runs.
+    ///
+    /// # Errors
+    /// As for [`Engine::read_files`]; what came before an entry that is refused stays.
+    async fn write_files(
+        &self,
+        id: InstanceId,
+        directory: &str,
+        archive: mpsc::Receiver<Bytes>,
+    ) -> Result<(), EngineError> {
+        let _ = (directory, archive);
+        Err(no_machine(id))
+    }
+}
+
+fn no_machine(id: InstanceId) -> EngineError {
+    EngineError::Refused {
+        message: format!("instance {id} is no virtual machine of this engine"),
+    }
 }

@@ -61,6 +61,8 @@ fn conform(idmap: Option<IdMap>) {
     let host = Host::new(idmap);
     let engine = ContainerEngine::new(Config {
         runtime: std::env::current_exe().unwrap(),
+        vmm: host.path("no-machines"),
+        accel: None,
         guests: host.path("run"),
         instances: host.path("instances"),
         cgroup: format!("/{}", host.group),

@@ -4,7 +4,8 @@
 //! ```text
 //! instances/<id>/
 //!   instance.json     its record, versioned
-//!   root/upper, work  its own changes to the root file system
+//!   root/upper, work  a container's own changes to the root file system
+//!   disk.img          a virtual machine's, as a sparse ext4 disk
 //!   etc/              resolv.conf, hosts, hostname as mounted inside
 //!   log/              what its program wrote
 //! ```
@@ -55,6 +56,12 @@ pub fn upper(directory: &Path) -> PathBuf {
 #[must_use]
 pub fn work(directory: &Path) -> PathBuf {
     directory.join("root/work")
+}
+
+/// The disk with a virtual machine's own changes.
+#[must_use]
+pub fn disk(directory: &Path) -> PathBuf {
+    directory.join("disk.img")
 }
 
 /// A file of `etc`.

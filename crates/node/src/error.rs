@@ -30,6 +30,12 @@ pub enum NodeError {
         #[source]
         source: image::StoreError,
     },
+    /// The kernel of virtual machines could not be made.
+    #[error("there is no kernel for virtual machines")]
+    Kernel(#[source] image::vm::KernelError),
+    /// The root disk of a virtual machine could not be made.
+    #[error("the disk of this virtual machine cannot be made")]
+    Disk(#[source] image::vm::DiskError),
     /// A volume could not be made.
     #[error("a volume of this instance cannot be used")]
     Volume(#[from] volume::VolumeError),

@@ -20,6 +20,7 @@ mod error;
 pub mod files;
 mod health;
 mod kicks;
+pub mod machine;
 mod pass;
 pub mod paths;
 mod resolve;
@@ -52,6 +53,8 @@ pub struct Parts {
     pub engine: Arc<dyn Engine>,
     /// Images.
     pub images: image::Store,
+    /// The program that virtual machines start with.
+    pub agent: std::path::PathBuf,
     /// Named volumes.
     pub volumes: Arc<dyn Pool>,
     /// Networks.

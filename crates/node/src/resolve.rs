@@ -57,6 +57,7 @@ impl Node {
         let spec = &record.spec;
         let paths = &self.parts().paths;
         let (layers, image) = self.image(record)?;
+        let machine = self.machine(record).await?;
         let directory = paths.instance(record.id);
         let mut mounts = Vec::new();
         for mount in &spec.mounts {
@@ -85,6 +86,7 @@ impl Node {
         Ok(Guest {
             id: record.id,
             generation: record.generation,
+            machine,
             root: Root {
                 layers,
                 upper: directory::upper(&directory),
@@ -120,16 +122,7 @@ impl Node {
     /// The layers of a record's image, topmost first, and how to run it.
     fn image(&self, record: &InstanceRecord) -> Result<(Vec<PathBuf>, RunConfig), NodeError> {
         let images = &self.parts().images;
-        let digest = record
-            .image_digest
-            .as_deref()
-            .and_then(|text| text.parse::<Digest>().ok());
-        let digest = digest.ok_or_else(|| {
-            let image = &record.spec.image;
-            NodeError::Unusable(format!(
-                "the record of this instance names no image for {image:?}"
-            ))
-        })?;
+        let digest = image_digest(record)?;
         let failed = |source| NodeError::Image {
             image: record.spec.image.clone(),
             source,
@@ -188,6 +181,20 @@ impl Node {
                 )))
             })
     }
+}
+
+/// The image that was pinned when the instance was made.
+pub(crate) fn image_digest(record: &InstanceRecord) -> Result<Digest, NodeError> {
+    let digest = record
+        .image_digest
+        .as_deref()
+        .and_then(|text| text.parse().ok());
+    digest.ok_or_else(|| {
+        let image = &record.spec.image;
+        NodeError::Unusable(format!(
+            "the record of this instance names no image for {image:?}"
+        ))
+    })
 }
 
 /// Another program for an instance, as a user asks for it.
@@ -280,7 +287,7 @@ fn process(
     if terminal {
         env.push("TERM=xterm-256color".to_owned());
     }
-    if spec.kind == Kind::System {
+    if spec.kind == Kind::System && spec.machine.is_none() {
         // What systemd and others look at to know that they run in a container.
         env.push("container=berth".to_owned());
     }
@@ -411,6 +418,7 @@ mod tests {
     fn spec(kind: Kind) -> InstanceSpec {
         InstanceSpec {
             kind,
+            machine: None,
             image: "debian".to_owned(),
             process: ProcessSpec::default(),
             limits: Limits::default(),

@@ -234,10 +234,15 @@ impl Wiring {
             state.version += 1;
             state.networks[&network].clone()
         };
+        // The process of a virtual machine only carries its frames: the addresses are the guest's.
+        let addresses = match record.spec.machine {
+            Some(_) => None,
+            None => Some(lease.addresses),
+        };
         let joined = self
             .blocking(move |inner| {
                 inner
-                    .join(id, pid, &added, &lease.addresses, Mac(lease.mac))
+                    .join(id, pid, &added, addresses.as_deref(), Mac(lease.mac))
                     .map_err(|source| WiringError::Link {
                         id,
                         action: "joined to its network",
@@ -350,20 +355,19 @@ impl Inner {
         id: InstanceId,
         pid: u32,
         network: &NetworkRecord,
-        addresses: &[IpAddr],
+        addresses: Option<&[IpAddr]>,
         mac: Mac,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let netns = std::fs::File::open(format!("/proc/{pid}/ns/net"))?;
         let spec = &network.spec;
-        let prefix = |address: &IpAddr| match address {
-            IpAddr::V4(_) => spec.ipv4.map_or(32, |subnet| subnet.prefix()),
-            IpAddr::V6(_) => spec.ipv6.map_or(128, |subnet| subnet.prefix()),
-        };
+        let owns_addresses = addresses.is_some();
         let addresses: Vec<IpNetwork> = addresses
+            .unwrap_or_default()
             .iter()
-            .map(|address| IpNetwork::new(*address, prefix(address)))
+            .map(|address| IpNetwork::new(*address, prefix_of(network, address)))
             .collect::<Result<_, _>>()?;
-        let gateways = if network.spec.outside == model::network::Outside::Isolated {
+        let isolated = network.spec.outside == model::network::Outside::Isolated;
+        let gateways = if isolated || !owns_addresses {
             Vec::new()
         } else {
             gateways(network)
@@ -381,6 +385,15 @@ impl Inner {
             isolated: false,
         })?;
         Ok(())
+    }
+}
+
+/// Length of the subnet an address of a network lies in.
+pub(crate) fn prefix_of(network: &NetworkRecord, address: &IpAddr) -> u8 {
+    let spec = &network.spec;
+    match address {
+        IpAddr::V4(_) => spec.ipv4.map_or(32, |subnet| subnet.prefix()),
+        IpAddr::V6(_) => spec.ipv6.map_or(128, |subnet| subnet.prefix()),
     }
 }
 

@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 use api::{ErrorCode, Problem, service::ByteStream};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
+use model::record::InstanceRecord;
 use node::{
     Access, NodeError, OpenRoot,
     files::{self, FilesError, Source},
@@ -30,7 +31,18 @@ impl Control {
     /// A path inside as an archive. What can be said of the path is said at once; what fails later
     /// ends the stream.
     pub(crate) async fn read_files(&self, name: &str, path: &str) -> Result<ByteStream, Problem> {
-        let root = self.open_root(name, Access::Read).await?;
+        let record = self.find(name).await?.value;
+        if record.spec.machine.is_some() {
+            let pieces = self.engine().read_files(record.id, path).await;
+            let pieces = pieces.map_err(|error| from_engine(name, error))?;
+            let name = name.to_owned();
+            return Ok(stream::unfold(pieces, |mut pieces| async move {
+                pieces.recv().await.map(|piece| (piece, pieces))
+            })
+            .map(move |piece| piece.map_err(|error| from_engine(&name, error)))
+            .boxed());
+        }
+        let root = self.open_root(&record, Access::Read).await?;
         let (name, path) = (name.to_owned(), path.to_owned());
         let found = tokio::task::spawn_blocking(move || {
             let source = Source::open(&root.view, &path);
@@ -77,7 +89,11 @@ impl Control {
         path: &str,
         tar: ByteStream,
     ) -> Result<(), Problem> {
-        let root = self.open_root(name, Access::Write).await?;
+        let record = self.find(name).await?.value;
+        if record.spec.machine.is_some() {
+            return self.write_machine_files(&record, path, tar).await;
+        }
+        let root = self.open_root(&record, Access::Write).await?;
         let (name, path) = (name.to_owned(), path.to_owned());
         let runtime = Handle::current();
         let unpacked = tokio::task::spawn_blocking(move || {
@@ -99,11 +115,36 @@ impl Control {
         joined(unpacked.await)
     }
 
-    async fn open_root(&self, name: &str, access: Access) -> Result<OpenRoot, Problem> {
-        let record = self.find(name).await?.value;
-        let opened = self.node().open_root(&record, access).await;
+    async fn write_machine_files(
+        &self,
+        record: &InstanceRecord,
+        path: &str,
+        mut tar: ByteStream,
+    ) -> Result<(), Problem> {
+        let (sender, archive) = mpsc::channel(IN_FLIGHT);
+        let forward = async move {
+            while let Some(piece) = tar.next().await {
+                // Whoever takes it no more says why.
+                if sender.send(piece?).await.is_err() {
+                    break;
+                }
+            }
+            Ok::<(), Problem>(())
+        };
+        let written = self.engine().write_files(record.id, path, archive);
+        let (forwarded, written) = tokio::join!(forward, written);
+        written.map_err(|error| from_engine(record.name.as_str(), error))?;
+        forwarded
+    }
+
+    async fn open_root(
+        &self,
+        record: &InstanceRecord,
+        access: Access,
+    ) -> Result<OpenRoot, Problem> {
+        let opened = self.node().open_root(record, access).await;
         opened.map_err(|error| match error {
-            NodeError::Engine(error) => from_engine(name, error),
+            NodeError::Engine(error) => from_engine(record.name.as_str(), error),
             NodeError::Unusable(text) => Problem::new(ErrorCode::Conflict, text),
             error => internal(error),
         })

@@ -8,7 +8,10 @@ use node::{Node, directory, tables};
 use store::{Entry, Store, Txn};
 use workflow::{Context, Finish, Operation, Progress, State, Step, StepError};
 
-use super::{InstanceInput, images::Transfer};
+use super::{
+    InstanceInput,
+    images::{self, Transfer},
+};
 use crate::{claims, error::joined};
 
 /// Times an image is fetched that others remove at once.
@@ -106,6 +109,41 @@ impl Step for MakeDirectory {
         let paths = self.node.parts().paths.clone();
         let removed = tokio::task::spawn_blocking(move || directory::remove(&paths, input.id));
         joined(removed.await).map_err(|error| StepError::because(&error))
+    }
+}
+
+/// Makes what only a virtual machine needs: its kernel, unless an earlier one did, and its disk.
+pub(super) struct MakeMachine {
+    pub(super) node: Node,
+}
+
+impl Step for MakeMachine {
+    fn name(&self) -> &'static str {
+        "machine"
+    }
+
+    async fn run(&self, ctx: &Context) -> Result<(), StepError> {
+        let input: InstanceInput = ctx.input()?;
+        let record = creating(&self.node.parts().store, &input).await?.value;
+        if record.spec.machine.is_none() {
+            return Ok(());
+        }
+        ctx.progress(Progress::message("making its kernel and its disk"));
+        let (job, news) = images::job();
+        let making = async {
+            self.node.kernel(job.clone()).await?;
+            self.node.make_disk(&record, job.clone()).await
+        };
+        match news.follow(ctx, making, &job).await {
+            Ok(()) => Ok(()),
+            Err(_) if job.cancel_token().is_cancelled() => Err(StepError::Cancelled),
+            Err(error) => Err(StepError::because(&error)),
+        }
+    }
+
+    async fn undo(&self, _ctx: &Context) -> Result<(), StepError> {
+        // The kernel is for all; the disk goes with the directory.
+        Ok(())
     }
 }
 

@@ -318,7 +318,7 @@ pub(crate) fn local_reference(text: &str) -> Result<Reference, StepError> {
 
 /// The news of a job, gathered for the operation's progress.
 #[derive(Clone, Default)]
-struct News {
+pub(super) struct News {
     latest: Arc<Mutex<Latest>>,
 }
 
@@ -328,7 +328,7 @@ struct Latest {
     layers: HashMap<Digest, (u64, u64)>,
 }
 
-fn job() -> (Job, News) {
+pub(super) fn job() -> (Job, News) {
     let news = News::default();
     let sink = news.clone();
     (
@@ -379,7 +379,12 @@ impl News {
     }
 
     /// Does the work, handing progress on and heeding a cancel.
-    async fn follow<T>(&self, ctx: &Context, work: impl Future<Output = T>, job: &Job) -> T {
+    pub(super) async fn follow<T>(
+        &self,
+        ctx: &Context,
+        work: impl Future<Output = T>,
+        job: &Job,
+    ) -> T {
         let mut work = std::pin::pin!(work);
         let mut ticks = tokio::time::interval(PROGRESS_EVERY);
         loop {

@@ -88,6 +88,7 @@ pub(crate) fn workflow(
             transfer: transfer.clone(),
         })
         .step(create::MakeDirectory { node: node.clone() })
+        .step(create::MakeMachine { node: node.clone() })
         .finish(create::Ready { node: node.clone() });
     let delete = Definition::new(OperationKind::InstanceDelete.as_str(), 1)
         .on_failure(OnFailure::Stop)

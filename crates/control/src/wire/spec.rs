@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use model::{
     ByteSize,
     instance::{
-        DeviceSpec, HealthCheck, InstanceSpec, IoLimits, Kind, Limits, LogSpec, Mount, MountSource,
-        NetworkMode, PortSpec, ProcessSpec, Protocol, RestartPolicy, Security, Ulimit,
+        Accel, DeviceSpec, HealthCheck, InstanceSpec, IoLimits, Kind, Limits, LogSpec, MachineSpec,
+        Mount, MountSource, NetworkMode, PortSpec, ProcessSpec, Protocol, RestartPolicy, Security,
+        Ulimit,
     },
     units::MilliCpus,
     validate::{Invalid, Report},
@@ -23,6 +24,7 @@ pub(crate) fn from_wire(wire: &api::InstanceSpec) -> Result<InstanceSpec, Invali
     let mut report = Report::default();
     let spec = InstanceSpec {
         kind: kind(wire.kind),
+        machine: wire.machine.as_ref().map(machine),
         image: wire.image.clone(),
         process: ProcessSpec {
             command: wire.command.clone(),
@@ -69,6 +71,32 @@ const fn kind(kind: api::Kind) -> Kind {
     match kind {
         api::Kind::Application => Kind::Application,
         api::Kind::System => Kind::System,
+    }
+}
+
+fn machine(wire: &api::Machine) -> MachineSpec {
+    MachineSpec {
+        accel: match wire.accel {
+            api::Accel::Auto => Accel::Auto,
+            api::Accel::Kvm => Accel::Kvm,
+            api::Accel::Soft => Accel::Soft,
+        },
+        kernel: wire.kernel.clone(),
+        initrd: wire.initrd.clone(),
+        append: wire.append.clone(),
+    }
+}
+
+fn wire_machine(machine: &MachineSpec) -> api::Machine {
+    api::Machine {
+        accel: match machine.accel {
+            Accel::Auto => api::Accel::Auto,
+            Accel::Kvm => api::Accel::Kvm,
+            Accel::Soft => api::Accel::Soft,
+        },
+        kernel: machine.kernel.clone(),
+        initrd: machine.initrd.clone(),
+        append: machine.append.clone(),
     }
 }
 
@@ -298,6 +326,7 @@ pub(crate) fn to_wire(spec: &InstanceSpec) -> api::InstanceSpec {
     let usual_log = LogSpec::default();
     api::InstanceSpec {
         kind: wire_kind(spec.kind),
+        machine: spec.machine.as_ref().map(wire_machine),
         image: spec.image.clone(),
         command: spec.process.command.clone(),
         entrypoint: spec.process.entrypoint.clone(),

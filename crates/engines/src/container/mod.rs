@@ -25,12 +25,15 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use ::agent::protocol::{ErrorKind, Failure};
 use ::container::shim::{
     self, ExitRecord, ShimConfig,
     protocol::{Phase, Reply, Request},
 };
 use ::container::{PROGRAM_NOT_EXECUTABLE, PROGRAM_NOT_FOUND};
+
 use async_trait::async_trait;
+use bytes::Bytes;
 use engine::{
     Capabilities, Changed, Engine, EngineError, Guest, GuestProcess, GuestProcessInfo, GuestState,
     GuestStats, LogLine, LogRequest, Observed, RootView, Session, Target,
@@ -38,12 +41,13 @@ use engine::{
 use model::{
     InstanceId, Timestamp,
     instance::{
-        Limits,
+        Accel, Limits,
         status::{Exit, Usage},
     },
 };
 use tokio::sync::{broadcast, mpsc};
 
+use crate::machine::{self, Agent, AgentError};
 use connection::{Connection, ConnectionError};
 
 /// Name of the exit record in an instance's directory.
@@ -61,6 +65,10 @@ const KILL: i32 = 9;
 pub struct Config {
     /// The static binary with the shim's role.
     pub runtime: PathBuf,
+    /// The static binary that runs a virtual machine.
+    pub vmm: PathBuf,
+    /// What executes a machine for which nothing is chosen; `None` when there is no way.
+    pub accel: Option<Accel>,
     /// A directory for each guest that runs, gone with the host's run.
     pub guests: PathBuf,
     /// Instances' directories: `<instances>/<id>`, where exit records are.
@@ -206,6 +214,14 @@ impl ContainerEngine {
             .map_err(|error| refused(id, error))
     }
 
+    /// The agent in a virtual machine that runs, waited for while the machine starts.
+    async fn agent(&self, id: InstanceId) -> Result<Agent, EngineError> {
+        let alive = || async move { self.look(id).await.is_ok_and(|seen| seen.pid.is_some()) };
+        Agent::reach(&self.guest_dir(id), alive)
+            .await
+            .map_err(|error| unanswered(id, error))
+    }
+
     async fn connect(&self, id: InstanceId) -> Result<Connection, EngineError> {
         Connection::open(&self.guest_dir(id))
             .await
@@ -220,9 +236,14 @@ impl ContainerEngine {
             let (guest, dir) = (guest.clone(), dir.clone());
             let (cgroup, exit) = (self.inner.config.cgroup.clone(), self.exit_path(id));
             let state_root = self.inner.config.guests.join(".oci");
+            let (vmm, accel) = (self.inner.config.vmm.clone(), self.inner.config.accel);
             tokio::task::spawn_blocking(move || {
                 // What a shim that was killed left there.
                 shim::cleanup(&dir).map_err(|error| failed(guest.id, "cleaning up", error))?;
+                let guest = match &guest.machine {
+                    Some(machine) => machine::jail(&guest, machine, &vmm, accel, &dir)?,
+                    None => guest,
+                };
                 bundle::write(&guest, &dir, &cgroup, &exit, &state_root)
             })
         };
@@ -443,6 +464,10 @@ impl Engine for ContainerEngine {
     async fn exec(&self, id: InstanceId, process: &GuestProcess) -> Result<Session, EngineError> {
         let seen = self.look(id).await?;
         let pid = seen.pid.ok_or(EngineError::NotRunning { id })?;
+        if machine::is_one(&self.guest_dir(id)) {
+            let session = machine::exec(self.agent(id).await?, process).await;
+            return session.map_err(|error| not_executed(id, error));
+        }
         let process = process.clone();
         let prepared = tokio::task::spawn_blocking(move || bundle::exec_process(&process, pid));
         let (process, stdin) = joined(prepared.await)?;
@@ -464,10 +489,35 @@ impl Engine for ContainerEngine {
     async fn processes(&self, id: InstanceId) -> Result<Vec<GuestProcessInfo>, EngineError> {
         let seen = self.look(id).await?;
         let pid = seen.pid.ok_or(EngineError::NotRunning { id })?;
+        if machine::is_one(&self.guest_dir(id)) {
+            let listed = machine::processes(self.agent(id).await?).await;
+            return listed.map_err(|error| unanswered(id, error));
+        }
         let config = ShimConfig::load(&self.guest_dir(id))
             .map_err(|error| failed(id, "reading its configuration", error))?;
         let listed = tokio::task::spawn_blocking(move || processes::list(&config.cgroup, pid));
         joined(listed.await).map_err(|error| failed(id, "listing its processes", error))
+    }
+
+    async fn read_files(
+        &self,
+        id: InstanceId,
+        path: &str,
+    ) -> Result<mpsc::Receiver<Result<Bytes, EngineError>>, EngineError> {
+        let agent = self.agent(id).await?;
+        let read = machine::files::read(id, agent, path, unanswered).await;
+        read.map_err(|error| unanswered(id, error))
+    }
+
+    async fn write_files(
+        &self,
+        id: InstanceId,
+        directory: &str,
+        archive: mpsc::Receiver<Bytes>,
+    ) -> Result<(), EngineError> {
+        let agent = self.agent(id).await?;
+        let written = machine::files::write(agent, directory, archive).await;
+        written.map_err(|error| unanswered(id, error))
     }
 
     async fn open_root(&self, guest: &Guest) -> Result<RootView, EngineError> {
@@ -553,6 +603,35 @@ fn refused(id: InstanceId, error: ConnectionError) -> EngineError {
             EngineError::Program { message, code }
         }
         error => failed(id, "speaking to its shim", error),
+    }
+}
+
+fn not_executed(id: InstanceId, error: AgentError) -> EngineError {
+    let code = match &error {
+        AgentError::Failed(failure) => match failure.kind {
+            ErrorKind::NotFound => PROGRAM_NOT_FOUND,
+            ErrorKind::NotExecutable => PROGRAM_NOT_EXECUTABLE,
+            _ => return unanswered(id, error),
+        },
+        _ => return unanswered(id, error),
+    };
+    EngineError::Program {
+        message: error.to_string(),
+        code,
+    }
+}
+
+fn unanswered(id: InstanceId, error: AgentError) -> EngineError {
+    match error {
+        AgentError::Absent => EngineError::NotRunning { id },
+        AgentError::Failed(Failure {
+            kind: ErrorKind::NotFound,
+            message,
+        }) => EngineError::NotFound { message },
+        AgentError::Failed(failure) => EngineError::Refused {
+            message: failure.message,
+        },
+        error => failed(id, "asking the agent in it", error),
     }
 }
 

@@ -2,9 +2,11 @@
 //! change ([`lifecycle`]).
 
 pub mod lifecycle;
+pub mod machine;
 pub mod spec;
 pub mod status;
 
+pub use machine::{Accel, MachineSpec};
 pub use spec::{
     DeviceSpec, HealthCheck, InstanceSpec, IoLimits, Kind, Limits, LogSpec, Mount, MountSource,
     NetworkMode, PortSpec, PowerState, ProcessSpec, Protocol, RestartPolicy, Security, Ulimit,

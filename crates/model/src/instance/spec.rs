@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Name,
+    instance::machine::MachineSpec,
     units::{ByteSize, MilliCpus},
     validate::{Invalid, Report},
 };
@@ -15,9 +16,9 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// A container around one program (`berth run`).
+    /// One program (`berth run`).
     Application,
-    /// A container with an init and its services inside (`berth launch`).
+    /// An init and its services (`berth launch`).
     System,
 }
 
@@ -288,6 +289,9 @@ impl Default for LogSpec {
 pub struct InstanceSpec {
     /// What it is.
     pub kind: Kind,
+    /// What makes it a virtual machine; a container when `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MachineSpec>,
     /// The image, as the user wrote it.
     pub image: String,
     /// The program.
@@ -354,6 +358,7 @@ impl InstanceSpec {
         self.validate_mounts(&mut report);
         self.validate_ports(&mut report);
         self.validate_rest(&mut report);
+        self.validate_machine(&mut report);
         report.finish()
     }
 
@@ -608,7 +613,7 @@ const RLIMITS: [&str; 16] = [
     "stack",
 ];
 
-fn inside_path(path: &str) -> bool {
+pub(super) fn inside_path(path: &str) -> bool {
     path.starts_with('/')
         && path.len() <= 4096
         && !path.contains('\0')

@@ -18,6 +18,7 @@ fn record(desired: PowerState, restart: RestartPolicy) -> InstanceRecord {
         generation: 1,
         spec: InstanceSpec {
             kind: Kind::Application,
+            machine: None,
             image: "debian".to_owned(),
             process: ProcessSpec::default(),
             limits: Limits::default(),

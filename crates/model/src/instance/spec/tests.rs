@@ -5,6 +5,7 @@ use super::*;
 fn spec() -> InstanceSpec {
     InstanceSpec {
         kind: Kind::Application,
+        machine: None,
         image: "debian".to_owned(),
         process: ProcessSpec::default(),
         limits: Limits::default(),

@@ -1,0 +1,157 @@
+//! What a machine is made of, and what its guest is told: the files `berth-vmm` and the agent read.
+//!
+//! Written before each start, read once. Versions are checked by whoever reads.
+
+use std::{fs, io, path::Path};
+
+use ::agent::config::{Config, File, Interface, Mount, Root, Source, Start};
+use engine::{Guest, GuestMachine, MountKind};
+use model::instance::Accel;
+use serde_json::{Value, json};
+
+use super::session;
+
+/// Version of the machine's description.
+const VERSION: u32 = 1;
+/// Where jail and host meet, inside.
+pub(super) const INSIDE: &str = "/vm";
+/// Where the kernel is, inside.
+pub(super) const KERNEL: &str = "/kernel";
+/// Where the initial file system is, inside.
+pub(super) const INITRD: &str = "/initrd";
+/// Where the root disk is, inside.
+pub(super) const DISK: &str = "/disk.img";
+/// Where the instance's logs are, inside.
+pub(super) const LOG: &str = "/log";
+/// The machine's description, in the shared directory.
+pub(super) const FILE: &str = "vm.json";
+/// The socket to the guest's ports, in the shared directory.
+pub(super) const SOCKET: &str = "vsock";
+/// The archive that tells the guest what it is, in the shared directory.
+const GUEST_ARCHIVE: &str = "guest.cpio";
+
+/// The guest's context id. Each machine has a socket of its own, so all may have the same.
+const CID: u32 = 3;
+/// Serial of the root disk, by which the guest finds it.
+const DISK_SERIAL: &str = "berth-root";
+
+/// Kernel parameters of every guest: nothing is probed that is known, nothing mitigated that a
+/// software CPU does not have, and whatever ends the kernel ends the machine.
+const COMMAND_LINE: &str = "console=ttyS0 rdinit=/init reboot=k panic=-1 tsc=reliable \
+     no_timer_check mitigations=off random.trust_cpu=on i8042.noaux i8042.nomux i8042.dumbkbd \
+     8250.nr_uarts=1 audit=0";
+
+/// Writes what is in the shared directory before the machine starts.
+pub(super) fn write(
+    guest: &Guest,
+    machine: &GuestMachine,
+    accel: Accel,
+    shared: &Path,
+) -> io::Result<()> {
+    let told = told(guest, machine);
+    fs::write(
+        shared.join(GUEST_ARCHIVE),
+        image::vm::config_archive(&told.to_json()),
+    )?;
+    let text = serde_json::to_vec_pretty(&description(guest, machine, accel))?;
+    fs::write(shared.join(FILE), text)
+}
+
+fn description(guest: &Guest, machine: &GuestMachine, accel: Accel) -> Value {
+    let inside = |name: &str| format!("{INSIDE}/{name}");
+    let line = format!("{COMMAND_LINE} {}", machine.append);
+    let nets: Vec<Value> = machine
+        .interface
+        .iter()
+        .map(|interface| json!({ "interface": "eth0", "mac": interface.mac, "mtu": interface.mtu }))
+        .collect();
+    // A system's output is its console; a program's output is its own, and the kernel's apart.
+    let (stdio, console) = if guest.system {
+        (json!("console"), json!({ "socket": inside("console") }))
+    } else {
+        let log = format!("{LOG}/kernel.log");
+        (
+            json!({ "program": session::program(&guest.process) }),
+            json!({ "log": log, "log_bytes": guest.log.max_bytes }),
+        )
+    };
+    json!({
+        "version": VERSION,
+        "name": guest.hostname,
+        "memory_bytes": machine.memory_bytes,
+        "vcpus": machine.vcpus,
+        "accel": accel,
+        "kernel": KERNEL,
+        "initrd": [INITRD, inside(GUEST_ARCHIVE)],
+        "command_line": line.trim(),
+        "disks": [{ "id": DISK_SERIAL, "path": DISK }],
+        "nets": nets,
+        "vsock": { "cid": CID, "socket": inside(SOCKET) },
+        "console": console,
+        "balloon": true,
+        "control": inside("control"),
+        "stdio": stdio,
+    })
+}
+
+fn told(guest: &Guest, machine: &GuestMachine) -> Config {
+    let root = Root {
+        source: Source::Disk {
+            serial: DISK_SERIAL.to_owned(),
+            file_system: "ext4".to_owned(),
+        },
+        changes: None,
+        read_only: guest.root.read_only,
+    };
+    let start = if guest.system {
+        Start::System {
+            init: guest.process.args.first().cloned(),
+        }
+    } else {
+        Start::Idle
+    };
+    Config {
+        interfaces: machine.interface.iter().map(interface).collect(),
+        mounts: guest.mounts.iter().filter_map(memory).collect(),
+        files: guest.mounts.iter().filter_map(own_file).collect(),
+        sysctls: guest.sysctls.clone().into_iter().collect(),
+        ..Config::new(&guest.hostname, root, start)
+    }
+}
+
+fn interface(interface: &engine::Interface) -> Interface {
+    let mac = interface.mac.map(|byte| format!("{byte:02x}"));
+    Interface {
+        mac: mac.join(":"),
+        addresses: interface
+            .addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        gateways: interface.gateways.clone(),
+        mtu: interface.mtu,
+    }
+}
+
+fn memory(mount: &engine::GuestMount) -> Option<Mount> {
+    let MountKind::Tmpfs { size_bytes } = mount.kind else {
+        return None;
+    };
+    Some(Mount {
+        source: Source::Memory { size_bytes },
+        target: mount.target.clone(),
+        read_only: mount.read_only,
+    })
+}
+
+/// A file the host wrote for the guest, such as `/etc/hosts`: mounted in containers, written here.
+fn own_file(mount: &engine::GuestMount) -> Option<File> {
+    let MountKind::Bind { source } = &mount.kind else {
+        return None;
+    };
+    Some(File {
+        path: mount.target.clone(),
+        content: fs::read_to_string(source).ok()?,
+        mode: 0o644,
+    })
+}

@@ -1,0 +1,155 @@
+//! A virtual machine as the container its process runs in.
+//!
+//! The jail holds the program, the files it works with, and nothing else: its root is empty and
+//! read only, its user is nobody outside, its network namespace has one interface that carries the
+//! guest's frames. `berth-vmm` narrows itself further once it has opened what it needs.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use engine::{
+    EngineError, Guest, GuestDevice, GuestMachine, GuestMount, GuestNetwork, GuestProcess,
+    MountKind, Root,
+};
+use model::{ByteSize, instance::Accel};
+
+use super::config;
+
+/// What the process may hold besides the guest's memory: its own, page tables, buffers, and the
+/// page cache of the disks it writes.
+const OVERHEAD_BYTES: u64 = 256 << 20;
+/// The program, inside.
+const PROGRAM: &str = "/berth-vmm";
+/// The hardware's door, for who may use it.
+const KVM: &str = "/dev/kvm";
+
+/// Makes the directory in which jail and host meet, and says which container the machine's process
+/// runs in. `vmm` is the program, `accel` what executes where nothing is chosen, `dir` where the guest's files of this run are.
+pub(crate) fn jail(
+    guest: &Guest,
+    machine: &GuestMachine,
+    vmm: &Path,
+    accel: Option<Accel>,
+    dir: &Path,
+) -> Result<Guest, EngineError> {
+    if !vmm.exists() {
+        return Err(EngineError::Refused {
+            message: format!(
+                "virtual machines are run by {}, which is missing; reinstall Berth",
+                vmm.display()
+            ),
+        });
+    }
+    let failed = |source: io::Error| EngineError::Failed {
+        id: guest.id,
+        action: "writing what the machine is made of".to_owned(),
+        source: source.into(),
+    };
+    let shared = super::directory(dir);
+    let mut make = fs::DirBuilder::new();
+    make.recursive(true).mode(0o700);
+    make.create(&shared).map_err(failed)?;
+    let accel = match machine.accel {
+        Accel::Auto => accel.unwrap_or(Accel::Soft),
+        chosen => chosen,
+    };
+    config::write(guest, machine, accel, &shared).map_err(failed)?;
+    let nothing = dir.join("nothing");
+    make.create(nothing.join("tmp")).map_err(failed)?;
+    let mut mounts = vec![
+        bind(vmm, PROGRAM, true),
+        bind(&shared, config::INSIDE, false),
+        bind(&machine.kernel, config::KERNEL, true),
+        bind(&machine.initrd, config::INITRD, true),
+        bind(&machine.disk, config::DISK, false),
+    ];
+    let log = guest.directory.join("log");
+    mounts.push(bind(&log, config::LOG, false));
+    Ok(Guest {
+        machine: None,
+        root: Root {
+            layers: vec![nothing],
+            upper: guest.root.upper.clone(),
+            work: guest.root.work.clone(),
+            read_only: true,
+        },
+        process: process(guest),
+        system: false,
+        limits: limits(guest, machine),
+        // Over its own namespaces only: to open the interface, and to lock itself up, by which it
+        // gives all of them up.
+        capabilities: ["NET_RAW", "SETPCAP", "SYS_ADMIN"]
+            .map(str::to_owned)
+            .into(),
+        // It filters itself, each thread by what it is for; the usual filter would only keep it from
+        // changing to a root of its own.
+        seccomp: false,
+        allow_new_privileges: false,
+        mounts,
+        devices: devices(accel),
+        ulimits: Vec::new(),
+        sysctls: quiet(),
+        network: GuestNetwork::Own,
+        ..guest.clone()
+    })
+}
+
+fn bind(source: &Path, target: &str, read_only: bool) -> GuestMount {
+    GuestMount {
+        kind: MountKind::Bind {
+            source: source.to_owned(),
+        },
+        target: target.to_owned(),
+        read_only,
+        id_mapped: true,
+    }
+}
+
+fn process(guest: &Guest) -> GuestProcess {
+    let file = |name: &str| format!("{}/{name}", config::INSIDE);
+    GuestProcess {
+        args: vec![
+            PROGRAM.to_owned(),
+            "--config".to_owned(),
+            file(config::FILE),
+        ],
+        env: Vec::new(),
+        user: None,
+        cwd: "/".to_owned(),
+        ..guest.process.clone()
+    }
+}
+
+/// A guest's vCPUs cannot use more CPUs than there are of them: only a part of one needs a limit.
+fn limits(guest: &Guest, machine: &GuestMachine) -> model::instance::Limits {
+    let mut limits = guest.limits.clone();
+    limits.cpus = limits.cpus.filter(|cpus| !cpus.0.is_multiple_of(1000));
+    limits.memory = Some(ByteSize(machine.memory_bytes + OVERHEAD_BYTES));
+    limits.memory_high = None;
+    limits.pids = None;
+    limits
+}
+
+fn devices(accel: Accel) -> Vec<GuestDevice> {
+    let wanted = accel == Accel::Kvm && Path::new(KVM).exists();
+    let device = GuestDevice {
+        host_path: PathBuf::from(KVM),
+        path: KVM.to_owned(),
+        permissions: "rw".to_owned(),
+    };
+    wanted.then_some(device).into_iter().collect()
+}
+
+/// The jail's own kernel must not answer for the guest, whose frames and address it sees.
+fn quiet() -> BTreeMap<String, String> {
+    ["all", "default"]
+        .map(|which| {
+            let key = format!("net.ipv6.conf.{which}.disable_ipv6");
+            (key, "1".to_owned())
+        })
+        .into()
+}

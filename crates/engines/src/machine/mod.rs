@@ -1,0 +1,43 @@
+//! Virtual machines: the process `berth-vmm`, jailed in a container of its own.
+//!
+//! ```text
+//!  Guest with a machine ─▶ jail: Guest without ─▶ the container adapter ─▶ shim ─▶ berth-vmm
+//!                          guests/<id>/vm/ ──────────── /vm inside the jail:
+//!                              vm.json, guest.cpio        what it is, what the guest is told
+//!                              vsock ◀── exec, files, usage: the agent in the guest
+//! ```
+//! To all that follows processes, a machine is its process: its control group, its end, its output
+//! and its terminal are those of `berth-vmm`, which passes signals and input on and ends with the
+//! guest's exit code. So everything a container has, a machine has, by the same code, and a machine
+//! is shut in as a container is. What only the inside knows is asked of the agent there; what it
+//! answers is the guest's word and never trusted.
+
+mod agent;
+mod config;
+pub(crate) mod files;
+mod jail;
+mod session;
+
+use std::path::{Path, PathBuf};
+
+pub(crate) use agent::{Agent, AgentError};
+pub(crate) use jail::jail;
+pub(crate) use session::{exec, processes};
+
+/// Directory of a guest's own in which the jail and the host meet.
+const DIRECTORY: &str = "vm";
+
+/// Where that directory is, for a guest whose files are in `guest`.
+fn directory(guest: &Path) -> PathBuf {
+    guest.join(DIRECTORY)
+}
+
+/// Whether the guest whose files are in `guest` is a virtual machine.
+pub(crate) fn is_one(guest: &Path) -> bool {
+    directory(guest).join(config::FILE).exists()
+}
+
+/// The socket that leads to ports inside the guest.
+fn socket(guest: &Path) -> PathBuf {
+    directory(guest).join(config::SOCKET)
+}
