@@ -213,6 +213,12 @@ pub const ROUTES: &[Route] = &[
         Answer::Json(of::<types::Info>),
     ),
     get(
+        "doctor",
+        "/v1/doctor",
+        "What this host can and cannot do, and what to change",
+        Answer::Json(of::<Vec<types::Check>>),
+    ),
+    get(
         "openapi",
         "/v1/openapi.json",
         "This description",

@@ -16,10 +16,10 @@ use crate::{
     Problem,
     stream::{Attach, Control},
     types::{
-        Event, Image, ImageBuild, ImageDetail, ImageDf, ImageGc, ImagePull, ImagePush, ImageTag,
-        Info, Instance, InstanceCreate, InstanceDetail, Network, NetworkCreate, Operation, Process,
-        Stats, StopRequest, Token, TokenCreate, TokenCreated, TopRow, Volume, VolumeCreate,
-        WaitFor,
+        Check, Event, Image, ImageBuild, ImageDetail, ImageDf, ImageGc, ImagePull, ImagePush,
+        ImageTag, Info, Instance, InstanceCreate, InstanceDetail, Network, NetworkCreate,
+        Operation, Process, Stats, StopRequest, Token, TokenCreate, TokenCreated, TopRow, Volume,
+        VolumeCreate, WaitFor,
     },
 };
 
@@ -105,6 +105,7 @@ pub trait Service: Send + Sync + 'static {
     /// Metrics in the Prometheus text format.
     async fn metrics(&self) -> Answer<String>;
     async fn info(&self) -> Answer<Info>;
+    async fn doctor(&self) -> Answer<Vec<Check>>;
     async fn events(&self, since: Option<u64>, follow: bool) -> Answer<BoxStream<'static, Event>>;
 
     async fn list_instances(&self, filter: InstanceFilter) -> Answer<Vec<Instance>>;

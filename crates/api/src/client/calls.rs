@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use super::{ByteStream, Client, Lines, Session, error::Result, request::Call};
 use crate::{
-    Event, Image, ImageBuild, ImageDetail, ImageDf, ImageGc, ImagePull, ImagePush, ImageTag, Info,
-    Instance, InstanceCreate, InstanceDetail, Network, NetworkCreate, Operation, Process, Stats,
-    StopRequest, Token, TokenCreate, TokenCreated, TopRow, Volume, VolumeCreate, WaitFor,
+    Check, Event, Image, ImageBuild, ImageDetail, ImageDf, ImageGc, ImagePull, ImagePush, ImageTag,
+    Info, Instance, InstanceCreate, InstanceDetail, Network, NetworkCreate, Operation, Process,
+    Stats, StopRequest, Token, TokenCreate, TokenCreated, TopRow, Volume, VolumeCreate, WaitFor,
     stream::Attach,
 };
 
@@ -86,6 +86,10 @@ const fn flag(set: bool) -> Option<&'static str> {
 impl Client {
     pub async fn info(&self) -> Result<Info> {
         self.document(Call::new("info", None)).await
+    }
+
+    pub async fn doctor(&self) -> Result<Vec<Check>> {
+        self.document(Call::new("doctor", None)).await
     }
 
     pub async fn openapi(&self) -> Result<Value> {

@@ -21,7 +21,8 @@ pub use instance::{
 pub use network::{Lease, Network, NetworkCreate};
 pub use operation::{Operation, OperationState, Progress};
 pub use spec::{
-    Device, HealthCheck, InstanceSpec, Io, Kind, Log, Mount, MountType, Port, Protocol, Ulimit,
+    Accel, Device, HealthCheck, InstanceSpec, Io, Kind, Log, Machine, Mount, MountType, Port,
+    Protocol, Ulimit,
 };
-pub use system::{Event, Info};
+pub use system::{Check, Event, Info, Verdict};
 pub use volume::{Volume, VolumeCreate};

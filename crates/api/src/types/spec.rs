@@ -10,11 +10,41 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// A container around one program.
+    /// One program.
     #[default]
     Application,
-    /// A container with an init and its services inside.
+    /// An init and its services.
     System,
+}
+
+/// What executes a virtual machine's code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Accel {
+    /// The hardware when a probe shows that it works, else the software CPU.
+    #[default]
+    Auto,
+    /// The hardware, or not at all.
+    Kvm,
+    /// The software CPU.
+    Soft,
+}
+
+/// A virtual machine's own settings: vCPUs follow from `cpus`, memory from `memory`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Machine {
+    /// What executes its code.
+    pub accel: Accel,
+    /// A kernel of one's own: path on the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// An initial file system of one's own: path on the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<String>,
+    /// Added to the kernel's command line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub append: Option<String>,
 }
 
 /// Limits on block I/O.
@@ -179,6 +209,9 @@ pub struct Log {
 pub struct InstanceSpec {
     /// What it is.
     pub kind: Kind,
+    /// What makes it a virtual machine; a container when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
     /// The image, such as `debian`, `web:1.2` or `registry.example.org/team/web@sha256:…`.
     pub image: String,
     /// Replaces the image's command; the arguments after the entrypoint.
@@ -303,6 +336,7 @@ impl Default for InstanceSpec {
     fn default() -> Self {
         Self {
             kind: Kind::default(),
+            machine: None,
             image: String::new(),
             command: None,
             entrypoint: None,

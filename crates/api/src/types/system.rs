@@ -38,6 +38,32 @@ pub struct Info {
     pub warnings: Vec<String>,
 }
 
+/// How a check of the host came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// All is there.
+    Ok,
+    /// It works, but not as well as it could.
+    Limited,
+    /// What needs it does not work.
+    Missing,
+}
+
+/// Something this host can or cannot do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Check {
+    /// What was looked at.
+    pub name: String,
+    /// How it came out.
+    pub verdict: Verdict,
+    /// What was found.
+    pub found: String,
+    /// What that means, and what to change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
+}
+
 /// Something that happened. Streamed as one JSON document a line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {

@@ -58,7 +58,8 @@ pub struct DaemonArgs {
     /// Registries to ask, their mirrors and credentials
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub registries: Option<PathBuf>,
-    /// The runtime binary; berth-oci beside this one when not given
+    /// The runtime binary, with berth-vmm and berth-agent beside it; berth-oci beside this one when
+    /// not given
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub runtime: Option<PathBuf>,
     /// What to log, such as info or node=debug,info

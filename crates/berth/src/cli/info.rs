@@ -1,13 +1,14 @@
 //! `info` and `version`.
 
-use api::Info;
+use api::{Check, Info, Verdict};
 use clap::Args;
 
 use super::{
     Context,
     exit::Outcome,
     human,
-    output::{self, ShowArgs},
+    output::{self, Column, ListArgs, Row, ShowArgs, column},
+    table::Cell,
 };
 
 /// Flags of `info`.
@@ -58,6 +59,33 @@ fn describe(cx: &Context, info: &Info) -> Vec<(&'static str, String)> {
         ("Instances", instances),
         ("Warnings", info.warnings.join("\n")),
     ]
+}
+
+impl Row for Check {
+    const COLUMNS: &'static [Column<Self>] = &[
+        column("CHECK", |c, _| Cell::from(&c.name)),
+        column("VERDICT", |c, _| {
+            Cell::from(match c.verdict {
+                Verdict::Ok => "ok",
+                Verdict::Limited => "limited",
+                Verdict::Missing => "missing",
+            })
+        }),
+        column("FOUND", |c, _| Cell::from(&c.found)),
+        column("ADVICE", |c, _| {
+            Cell::from(c.advice.as_deref().unwrap_or(""))
+        }),
+    ];
+    const TOPIC: &'static str = "daemon.";
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// Shows what the daemon's host can and cannot do.
+pub async fn doctor(cx: &Context, args: &ListArgs) -> Outcome {
+    output::list(cx, args, async || Ok(cx.client.doctor().await?)).await
 }
 
 /// Flags of `version`.

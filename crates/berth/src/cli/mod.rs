@@ -41,6 +41,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use self::{
     exit::{Exit, Failure, Outcome},
     instance::{
+        console::ConsoleArgs,
         create::{LaunchArgs, RunArgs},
         edit::EditArgs,
         exec::{AttachArgs, ExecArgs, ShellArgs},
@@ -109,9 +110,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a program in a new container, in the foreground
+    /// Run a program in a new container or virtual machine, in the foreground
     Run(Box<RunArgs>),
-    /// Launch a system container and wait until it is ready
+    /// Launch a system, in a container or a virtual machine, and wait until it is ready
     Launch(Box<LaunchArgs>),
     /// List instances
     #[command(visible_aliases = ["ls", "ps"])]
@@ -126,6 +127,8 @@ enum Command {
     Stop(StopArgs),
     /// Stop and start instances
     Restart(StopArgs),
+    /// Stop instances at once, as by a reset button, and start them
+    Reset(NamesArgs),
     /// Freeze instances
     Pause(NamesArgs),
     /// Thaw instances
@@ -141,6 +144,8 @@ enum Command {
     Shell(ShellArgs),
     /// Attach to the program of an instance
     Attach(AttachArgs),
+    /// Join the console of a system
+    Console(ConsoleArgs),
     /// Show what the program of an instance wrote
     Logs(LogsArgs),
     /// Copy files into and out of an instance
@@ -174,6 +179,8 @@ enum Command {
     Token(token::TokenCommand),
     /// Show what the daemon and its host are
     Info(info::InfoArgs),
+    /// Show what the daemon's host can and cannot do, and what to change
+    Doctor(output::ListArgs),
     /// Show the version of this command and of the daemon
     Version(info::VersionArgs),
     /// Run the daemon
@@ -357,6 +364,7 @@ async fn dispatch(cx: &Context, command: Command) -> Outcome<u8> {
         Command::Exec(args) => return args.run(cx).await,
         Command::Shell(args) => return args.run(cx).await,
         Command::Attach(args) => return args.run(cx).await,
+        Command::Console(args) => return args.run(cx).await,
         Command::Launch(args) => args.run(cx).await?,
         Command::List(args) => instance::list::list(cx, &args).await?,
         Command::Show(args) => args.run(cx).await?,
@@ -369,6 +377,9 @@ async fn dispatch(cx: &Context, command: Command) -> Outcome<u8> {
         Command::Restart(args) => {
             let (power, names) = args.split(|force| Power::Restart { force });
             instance::power::power(cx, power, names).await?;
+        }
+        Command::Reset(args) => {
+            instance::power::power(cx, Power::Restart { force: true }, args).await?;
         }
         Command::Pause(args) => instance::power::power(cx, Power::Pause, args).await?,
         Command::Resume(args) => instance::power::power(cx, Power::Resume, args).await?,
@@ -388,6 +399,7 @@ async fn dispatch(cx: &Context, command: Command) -> Outcome<u8> {
         Command::Op(command) => command.run(cx).await?,
         Command::Token(command) => command.run(cx).await?,
         Command::Info(args) => args.run(cx).await?,
+        Command::Doctor(args) => info::doctor(cx, &args).await?,
         Command::Version(args) => args.run(cx).await?,
         // Done before a daemon was needed.
         Command::Daemon(_)

@@ -45,6 +45,17 @@ impl Drop for RawMode {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DetachKeys(Vec<u8>);
 
+impl std::fmt::Display for DetachKeys {
+    /// As [`detach_keys`] reads them.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let key = |byte: &u8| match byte {
+            0..0x20 => format!("ctrl-{}", (byte | 0x40).to_ascii_lowercase() as char),
+            _ => (*byte as char).to_string(),
+        };
+        f.write_str(&self.0.iter().map(key).collect::<Vec<_>>().join(","))
+    }
+}
+
 /// Reads keys: letters, or `ctrl-` and a letter or one of `@[\]^_`, with commas between. Empty
 /// for none.
 pub fn detach_keys(text: &str) -> Result<DetachKeys, String> {

@@ -3,6 +3,7 @@
 //!
 //! Stopping it, however, touches no guest: what runs is taken back at the next start.
 
+mod doctor;
 mod logging;
 mod recover;
 mod registries;
@@ -10,6 +11,7 @@ mod registries;
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::{Context, Result, bail};
+use api::{Check, Verdict};
 use control::{Control, Identity, Parts};
 use engines::container::{Config as EngineConfig, ContainerEngine};
 use model::instance::PowerState;
@@ -24,6 +26,9 @@ pub use recover::main as recover;
 
 /// File that says in which boot of the host the daemon last ran.
 const BOOT_FILE: &str = "boot_id";
+
+/// Name of the check of control groups, whose finding `info` shows by itself.
+const CONTROL_GROUPS: &str = "control groups";
 
 /// Runs the daemon until it is told to stop.
 #[must_use]
@@ -109,8 +114,20 @@ async fn compose(args: &DaemonArgs, paths: &Paths) -> Result<Control> {
     let images = image::Store::open(paths.images())?;
     let volumes = DirectoryPool::open(&paths.pool())?;
     let prefix = network::Prefix::parse(&args.prefix)?;
+    let vmm = beside_runtime(args, "berth-vmm")?;
+    let findings = doctor::examine(&vmm, control_groups(), &volumes);
+    for check in findings
+        .checks
+        .iter()
+        .filter(|it| it.verdict != Verdict::Ok)
+    {
+        let advice = check.advice.as_deref().unwrap_or_default();
+        tracing::warn!(found = check.found, advice, "{}", check.name);
+    }
     let engine = ContainerEngine::new(EngineConfig {
         runtime: runtime(args)?,
+        vmm,
+        accel: findings.accel,
         guests: paths.guests(),
         instances: paths.instances(),
         cgroup: format!("/{prefix}"),
@@ -131,15 +148,13 @@ async fn compose(args: &DaemonArgs, paths: &Paths) -> Result<Control> {
         store,
         engine: Arc::new(engine),
         images,
+        agent: beside_runtime(args, "berth-agent")?,
         volumes: Arc::new(volumes),
         wiring: Wiring::open(&prefix)?,
     })
     .await?;
     let registries = registries::load(args.registries.as_deref(), paths)?;
-    let identity = identity(args, &node);
-    for warning in &identity.warnings {
-        tracing::warn!("{warning}");
-    }
+    let identity = identity(args, findings.checks);
     Ok(Control::open(Parts {
         node,
         registries,
@@ -156,6 +171,12 @@ fn runtime(args: &DaemonArgs) -> Result<PathBuf> {
     let own = std::env::current_exe().context("this program cannot be found")?;
     let beside = own.with_file_name("berth-oci");
     Ok(if beside.exists() { beside } else { own })
+}
+
+/// A program that comes with the static runtime, beside it. That one is missing is told to whoever
+/// needs it.
+fn beside_runtime(args: &DaemonArgs, name: &str) -> Result<PathBuf> {
+    Ok(runtime(args)?.with_file_name(name))
 }
 
 /// Whether the host was started anew since the daemon last ran, which is then noted.
@@ -189,29 +210,31 @@ async fn start_again(store: &store::Store) -> Result<()> {
     Ok(())
 }
 
-fn identity(args: &DaemonArgs, node: &Node) -> Identity {
-    let (cgroups, mut warnings) = control_groups();
-    let pool = node.parts().volumes.capabilities();
-    if let volume::Enforcement::Unsupported { reason } = pool.quota {
-        warnings.push(format!("sizes of volumes are not enforced: {reason}"));
-    }
+fn identity(args: &DaemonArgs, checks: Vec<Check>) -> Identity {
     Identity {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         prefix: args.prefix.clone(),
-        cgroups,
-        warnings,
+        cgroups: checks
+            .iter()
+            .find(|check| check.name == CONTROL_GROUPS)
+            .map_or_else(|| "none".to_owned(), |check| check.found.clone()),
+        checks,
         started_at: clock::now(),
     }
 }
 
-fn control_groups() -> (String, Vec<String>) {
+fn control_groups() -> Check {
+    let check = |verdict, found: &str, advice| Check {
+        name: CONTROL_GROUPS.to_owned(),
+        verdict,
+        found: found.to_owned(),
+        advice,
+    };
     let layout = match cgroup::Layout::detect() {
         Ok(layout) => layout,
         Err(error) => {
-            return (
-                "none".to_owned(),
-                vec![format!("no control groups: {error}")],
-            );
+            let advice = format!("nothing can be limited: {error}");
+            return check(Verdict::Missing, "none", Some(advice));
         }
     };
     let mode = match layout.mode() {
@@ -225,15 +248,11 @@ fn control_groups() -> (String, Vec<String>) {
         .into_iter()
         .filter(|name| cgroup::Controller::from_name(name).is_none_or(|one| !found.contains(one)))
         .collect();
-    let warning = format!("this kernel cannot limit {}", missing.join(", "));
-    (
-        mode.to_owned(),
-        if missing.is_empty() {
-            Vec::new()
-        } else {
-            vec![warning]
-        },
-    )
+    if missing.is_empty() {
+        return check(Verdict::Ok, mode, None);
+    }
+    let advice = format!("this kernel cannot limit {}", missing.join(", "));
+    check(Verdict::Limited, mode, Some(advice))
 }
 
 async fn listeners(args: &DaemonArgs, paths: &Paths) -> Result<Vec<Listener>> {

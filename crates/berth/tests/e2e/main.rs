@@ -10,6 +10,7 @@ mod crash;
 mod images;
 mod lifecycle;
 mod limits;
+mod machine;
 mod network;
 mod recover;
 mod refusals;

@@ -24,6 +24,7 @@ macro_rules! handlers {
 /// Every handler, by the id of its route.
 pub(crate) const HANDLERS: &[(&str, Handler)] = handlers! {
     "info" => system::info,
+    "doctor" => system::doctor,
     "openapi" => system::openapi,
     "metrics" => system::metrics,
     "events" => streams::events,

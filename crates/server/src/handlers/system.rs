@@ -11,6 +11,10 @@ pub(super) async fn info(call: Call) -> Result<Reply, Problem> {
     Reply::json(&call.service().info().await?)
 }
 
+pub(super) async fn doctor(call: Call) -> Result<Reply, Problem> {
+    Reply::json(&call.service().doctor().await?)
+}
+
 /// Made once: it is the same for as long as the program is.
 pub(super) async fn openapi(_: Call) -> Result<Reply, Problem> {
     static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| {

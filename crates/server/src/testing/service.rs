@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use api::{
-    ErrorCode, Event, Exit, Image, ImageBuild, ImageDetail, ImageDf, ImageGc, ImagePull, ImagePush,
-    ImageTag, Info, Instance, InstanceCreate, InstanceDetail, Network, NetworkCreate, Operation,
-    Problem, Process, Recipe, Stats, StopRequest, Token, TokenCreate, TokenCreated, TopRow, Volume,
-    VolumeCreate, WaitFor,
+    Check, ErrorCode, Event, Exit, Image, ImageBuild, ImageDetail, ImageDf, ImageGc, ImagePull,
+    ImagePush, ImageTag, Info, Instance, InstanceCreate, InstanceDetail, Network, NetworkCreate,
+    Operation, Problem, Process, Recipe, Stats, StopRequest, Token, TokenCreate, TokenCreated,
+    TopRow, Verdict, Volume, VolumeCreate, WaitFor,
     service::{Answer, ByteStream, ExportFormat, InstanceFilter, LogQuery, Service, Socket},
     stream::Attach,
 };
@@ -94,6 +94,16 @@ impl Service for Fake {
         Ok(format!(
             "# TYPE berth_instances gauge\nberth_instances {count}"
         ))
+    }
+
+    async fn doctor(&self) -> Answer<Vec<Check>> {
+        drop(self.open()?);
+        Ok(vec![Check {
+            name: "virtual machines".into(),
+            verdict: Verdict::Limited,
+            found: "on the software CPU".into(),
+            advice: Some("slower than by the processor".into()),
+        }])
     }
 
     async fn info(&self) -> Answer<Info> {

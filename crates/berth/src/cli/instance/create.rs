@@ -22,6 +22,10 @@ use crate::cli::{
 /// Seconds the daemon may take with a creation before we begin to show what it does.
 const SILENT_S: u64 = 1;
 
+/// Longest the node may take to begin with an instance that is made, and the pause between two looks.
+const BEGIN: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// Seconds a launched instance may take to be ready unless said otherwise.
 const READY_S: u64 = 120;
 
@@ -249,10 +253,7 @@ fn not_ready(failure: Failure, name: &str) -> Failure {
 /// The offer in a few words: kind and limits.
 fn offer(made: &InstanceDetail) -> String {
     let spec = &made.spec;
-    let mut words = vec![match spec.kind {
-        Kind::System => "system container".to_owned(),
-        Kind::Application => "container".to_owned(),
-    }];
+    let mut words = vec![describe(spec.kind, spec.machine.is_some()).to_owned()];
     words.extend(spec.cpus.map(|cpus| format!("{cpus} CPUs")));
     words.extend(spec.memory.as_ref().map(|size| format!("{size} memory")));
     words.extend(spec.root_size.as_ref().map(|size| format!("{size} disk")));
@@ -260,6 +261,15 @@ fn offer(made: &InstanceDetail) -> String {
         words.push("all CPUs and memory of this host".into());
     }
     format!("{}. More: --cpus --memory --root-size", words.join(", "))
+}
+
+/// What an instance is, in words.
+const fn describe(kind: Kind, machine: bool) -> &'static str {
+    match (machine, kind) {
+        (true, _) => "virtual machine",
+        (false, Kind::System) => "system container",
+        (false, Kind::Application) => "container",
+    }
 }
 
 /// Does what `--pull` asks for before a creation.
@@ -317,8 +327,7 @@ async fn create(
                 .await
                 .map_err(|failure| without_registry(failure, &create.spec.image))?;
         }
-        // By id: another may have the name by now.
-        made = cx.client.show_instance(&made.instance.id).await?;
+        made = begun(&cx.client, &made.instance.id).await?;
     }
     if made.instance.status == "failed" {
         let why = made
@@ -333,6 +342,24 @@ async fn create(
         );
     }
     Ok(made)
+}
+
+/// An instance that is made, once the node has begun with it: an operation ends before that.
+async fn begun(client: &Client, id: &str) -> Outcome<InstanceDetail> {
+    let deadline = Instant::now() + BEGIN;
+    loop {
+        // By id: another may have the name by now.
+        let made = client.show_instance(id).await?;
+        let instance = &made.instance;
+        let waits = ["creating", "stopped"].contains(&instance.status.as_str());
+        if !waits || instance.exit.is_some() || instance.message.is_some() {
+            return Ok(made);
+        }
+        if Instant::now() > deadline {
+            return Ok(made);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 /// Two images need no registry; whoever cannot reach one is told.

@@ -136,7 +136,7 @@ async fn exec(cx: &Context, name: &str, process: &Process, keys: &DetachKeys) ->
 }
 
 /// The nearest name for one that does not exist, and how to start what does not run.
-async fn not_running(cx: &Context, name: &str, error: ClientError) -> Failure {
+pub(super) async fn not_running(cx: &Context, name: &str, error: ClientError) -> Failure {
     let conflict = error.code() == Some(api::ErrorCode::Conflict) && error.hint().is_none();
     let failure = on_missing(cx, Noun::Instance, name, error.into()).await;
     if conflict {

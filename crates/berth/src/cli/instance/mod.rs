@@ -1,6 +1,7 @@
 //! The verbs: everything done to instances.
 
 mod boot;
+pub mod console;
 pub mod create;
 pub mod edit;
 pub mod exec;

@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use api::{Device, HealthCheck, InstanceSpec, Io, Kind, Mount, Ulimit};
-use clap::{Args, ValueHint};
+use api::{Accel, Device, HealthCheck, InstanceSpec, Io, Kind, Machine, Mount, Ulimit};
+use clap::{Args, ValueEnum, ValueHint};
 
 use crate::cli::{
     complete,
@@ -114,6 +114,62 @@ impl LimitArgs {
             read_iops: self.io_read_iops,
             write_iops: self.io_write_iops,
         };
+    }
+}
+
+/// What executes a virtual machine's code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum AccelArg {
+    /// The hardware when a probe shows that it works, else the software CPU
+    Auto,
+    /// The hardware, or not at all
+    Kvm,
+    /// The software CPU
+    Soft,
+}
+
+/// What makes it a virtual machine.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Virtual machine")]
+pub struct MachineArgs {
+    /// Make it a virtual machine with a kernel of its own: --cpus are its processors, --memory
+    /// its memory
+    #[arg(long)]
+    vm: bool,
+    /// What executes its code
+    #[arg(long, value_enum, value_name = "HOW", requires = "vm")]
+    accel: Option<AccelArg>,
+    /// Boot this kernel of this host
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "vm")]
+    kernel: Option<PathBuf>,
+    /// Boot with this initial file system of this host
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "vm")]
+    initrd: Option<PathBuf>,
+    /// Add to the kernel's command line
+    #[arg(long, value_name = "TEXT", requires = "vm", allow_hyphen_values = true)]
+    append: Option<String>,
+}
+
+impl MachineArgs {
+    fn into_machine(self) -> Outcome<Option<Machine>> {
+        if !self.vm {
+            return Ok(None);
+        }
+        let absolute = |path: Option<PathBuf>| {
+            let path = path.map(std::path::absolute).transpose();
+            path.map(|path| path.map(|path| path.to_string_lossy().into_owned()))
+                .map_err(|why| Failure::usage(format!("the current directory is gone: {why}")))
+        };
+        Ok(Some(Machine {
+            accel: match self.accel {
+                None | Some(AccelArg::Auto) => Accel::Auto,
+                Some(AccelArg::Kvm) => Accel::Kvm,
+                Some(AccelArg::Soft) => Accel::Soft,
+            },
+            kernel: absolute(self.kernel)?,
+            initrd: absolute(self.initrd)?,
+            append: self.append,
+        }))
     }
 }
 
@@ -268,6 +324,8 @@ pub struct SpecArgs {
     #[command(flatten)]
     program: ProgramArgs,
     #[command(flatten)]
+    machine: MachineArgs,
+    #[command(flatten)]
     limits: LimitArgs,
     #[command(flatten)]
     network: NetworkArgs,
@@ -289,6 +347,7 @@ impl SpecArgs {
     ) -> Outcome<InstanceSpec> {
         let mut spec = InstanceSpec {
             kind,
+            machine: self.machine.into_machine()?,
             image,
             command: (!command.is_empty()).then_some(command),
             entrypoint: self.entrypoint.map(|program| {

@@ -1,0 +1,233 @@
+//! Virtual machines through the same verbs as containers, on whatever executes them here.
+
+use testkit::Daemon;
+
+use crate::common::{self, until_so};
+
+/// A daemon, not started yet, with busybox, its disk and a kernel; `None`, said loudly, where that
+/// cannot be made.
+fn idle(test: &str) -> Option<Daemon> {
+    let tools = [
+        "ip",
+        "nft",
+        "nsenter",
+        "busybox",
+        "mkfs.ext4",
+        "apt-get",
+        "dpkg-deb",
+    ];
+    if testkit::lacks(test, &tools) {
+        return None;
+    }
+    let made = testkit::images(
+        std::path::Path::new(common::BERTH),
+        &common::cache(),
+        "machine",
+        |daemon| {
+            daemon.berth(&["image", "build", "--recipe", "busybox"])?;
+            // The first one makes kernel and disk.
+            daemon.berth(&[
+                "run",
+                "--rm",
+                "--vm",
+                "--network",
+                "none",
+                "busybox",
+                "true",
+            ])?;
+            Ok(())
+        },
+    );
+    let images = match made {
+        Ok(images) => images,
+        Err(error) => {
+            testkit::skip(test, &format!("no kernel can be had here: {error:#}"));
+            return None;
+        }
+    };
+    let daemon = common::bare(test, &[])?;
+    daemon.lend_images(&images).unwrap();
+    Some(daemon)
+}
+
+fn daemon(test: &str) -> Option<Daemon> {
+    let mut daemon = idle(test)?;
+    daemon.restart().unwrap();
+    Some(daemon)
+}
+
+#[test]
+fn a_program_in_a_machine_is_a_program() {
+    let Some(daemon) = daemon("a_program_in_a_machine_is_a_program") else {
+        return;
+    };
+    let run = [
+        "run",
+        "--rm",
+        "--vm",
+        "--memory",
+        "128M",
+        "--network",
+        "none",
+    ];
+    let script = "echo out; echo err >&2; pwd; id -u; echo $MARK; exit 7";
+    let said = daemon
+        .run(
+            &[
+                &run[..],
+                &[
+                    "-e",
+                    "MARK=here",
+                    "-w",
+                    "/etc",
+                    "busybox",
+                    "sh",
+                    "-c",
+                    script,
+                ],
+            ]
+            .concat(),
+        )
+        .unwrap();
+    assert_eq!(said.code, 7, "{said:?}");
+    assert_eq!(said.out, "out\n/etc\n0\nhere\n");
+    assert!(said.err.contains("err"), "{said:?}");
+    let said = daemon
+        .run(&[&run[..], &["busybox", "/no/such/program"]].concat())
+        .unwrap();
+    assert_eq!(said.code, 127, "{said:?}");
+}
+
+#[test]
+fn a_machine_is_used_as_a_container_is() {
+    let Some(mut daemon) = daemon("a_machine_is_used_as_a_container_is") else {
+        return;
+    };
+    daemon
+        .berth(&[
+            "run",
+            "-d",
+            "--vm",
+            "--memory",
+            "160M",
+            "--cpus",
+            "2",
+            "--name",
+            "box",
+            "busybox",
+            "sh",
+            "-c",
+            "echo begun; trap 'exit 3' TERM; while :; do sleep 0.1; done",
+        ])
+        .unwrap();
+    assert_eq!(common::status(&daemon, "box"), "running");
+    let exec =
+        |daemon: &Daemon, args: &[&str]| daemon.run(&[&["exec", "box"], args].concat()).unwrap();
+    assert_eq!(exec(&daemon, &["nproc"]).out, "2\n");
+    assert_eq!(exec(&daemon, &["sh", "-c", "exit 5"]).code, 5);
+    assert_eq!(exec(&daemon, &["hostname"]).out, "box\n");
+    until_so("its log has what it said", || {
+        daemon.berth(&["logs", "box"]).unwrap() == "begun\n"
+    });
+    assert!(daemon.berth(&["top", "box"]).unwrap().contains("sleep"));
+    assert!(daemon.berth(&["list"]).unwrap().contains("box"));
+
+    // Files, both ways.
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("note");
+    std::fs::write(&file, "ahoy").unwrap();
+    let path = file.to_str().unwrap();
+    daemon.berth(&["cp", path, "box:/root/note"]).unwrap();
+    assert_eq!(exec(&daemon, &["cat", "/root/note"]).out, "ahoy");
+    let back = place.path().join("back");
+    daemon
+        .berth(&["cp", "box:/root/note", back.to_str().unwrap()])
+        .unwrap();
+    assert_eq!(std::fs::read_to_string(&back).unwrap(), "ahoy");
+
+    // It stands still, and goes on.
+    daemon.berth(&["pause", "box"]).unwrap();
+    assert_eq!(common::status(&daemon, "box"), "paused");
+    daemon.berth(&["resume", "box"]).unwrap();
+    assert_eq!(exec(&daemon, &["true"]).code, 0);
+
+    // The daemon dies; the machine does not notice.
+    let before = exec(&daemon, &["cat", "/proc/sys/kernel/random/boot_id"]).out;
+    daemon.kill();
+    daemon.restart().unwrap();
+    let after = exec(&daemon, &["cat", "/proc/sys/kernel/random/boot_id"]).out;
+    assert_eq!(before, after);
+
+    // Its program is asked to end, and says how; what it wrote is there at the next start.
+    daemon.berth(&["stop", "box"]).unwrap();
+    let shown = daemon.inspect("box").unwrap();
+    assert_eq!(shown["exit"]["code"], 3, "{shown:#}");
+    daemon.berth(&["start", "box"]).unwrap();
+    assert_eq!(exec(&daemon, &["cat", "/root/note"]).out, "ahoy");
+    daemon.berth(&["rm", "-f", "box"]).unwrap();
+}
+
+#[test]
+fn a_machine_is_reached_by_name_and_by_published_port() {
+    let Some(daemon) = daemon("a_machine_is_reached_by_name_and_by_published_port") else {
+        return;
+    };
+    let serve = "mkdir /srv; echo hello from a machine > /srv/index.html; httpd -f -p 80 -h /srv";
+    daemon
+        .berth(&[
+            "run",
+            "-d",
+            "--vm",
+            "--memory",
+            "128M",
+            "--name",
+            "web",
+            "--publish",
+            "8080:80",
+            "busybox",
+            "sh",
+            "-c",
+            serve,
+        ])
+        .unwrap();
+    until_so("a container reaches it by name", || {
+        let fetch = ["run", "--rm", "busybox", "wget", "-qO-", "http://web/"];
+        daemon.run(&fetch).unwrap().out == "hello from a machine\n"
+    });
+    until_so("the host reaches it by its port", || {
+        let url = "http://127.0.0.1:8080/";
+        let answer = daemon
+            .netns()
+            .command("curl")
+            .args(["-fsS", "--max-time", "5", url])
+            .output();
+        answer.unwrap().stdout == b"hello from a machine\n"
+    });
+    // And it reaches others: the gateway answers for names.
+    let found = daemon
+        .run(&["exec", "web", "nslookup", "web.berth.internal"])
+        .unwrap();
+    assert_eq!(found.code, 0, "{found:?}");
+    daemon.berth(&["rm", "-f", "web"]).unwrap();
+}
+
+#[test]
+fn what_a_machine_cannot_have_is_refused_by_name() {
+    let Some(daemon) = daemon("what_a_machine_cannot_have_is_refused_by_name") else {
+        return;
+    };
+    for (flags, field) in [
+        (&["--network", "host"][..], "network"),
+        (&["--device", "/dev/null"][..], "devices"),
+        (&["--volume", "/etc:/host"][..], "mounts[0]"),
+        (&["--memory", "8M"][..], "memory"),
+        (&["--no-userns"][..], "user_namespace"),
+    ] {
+        let said = daemon
+            .run(&[&["run", "-d", "--vm"], flags, &["busybox", "true"]].concat())
+            .unwrap();
+        assert_ne!(said.code, 0, "{flags:?}");
+        assert!(said.err.contains(field), "{flags:?}: {}", said.err);
+    }
+    assert_eq!(daemon.berth(&["list", "-o", "name"]).unwrap(), "");
+}
