@@ -29,10 +29,10 @@ need_rust() {
 # Where cargo puts things.
 target_dir() { realpath -m "${CARGO_TARGET_DIR:-target}"; }
 
-# build_berth: the release build of both binaries, side by side; prints their directory. BERTH_BIN names
+# build_berth: the release build of all programs, side by side; prints their directory. BERTH_BIN names
 # a directory that has them already.
 build_berth() {
-    local out runtime
+    local out runtime program
     if [ -n "${BERTH_BIN:-}" ]; then
         realpath "$BERTH_BIN"
         return
@@ -40,10 +40,12 @@ build_berth() {
     out="$(target_dir)/release"
     cargo build --quiet --release --package berth
     runtime="$(scripts/build-runtime)"
-    if ! cmp -s "$runtime" "$out/berth-oci"; then
-        # Not in place: a running shim executes the old file.
-        install -m 0755 "$runtime" "$out/berth-oci.new"
-        mv "$out/berth-oci.new" "$out/berth-oci"
-    fi
+    for program in berth-oci berth-vmm berth-agent; do
+        if ! cmp -s "${runtime%/*}/$program" "$out/$program"; then
+            # Not in place: a running shim or machine executes the old file.
+            install -m 0755 "${runtime%/*}/$program" "$out/$program.new"
+            mv "$out/$program.new" "$out/$program"
+        fi
+    done
     echo "$out"
 }
