@@ -466,7 +466,8 @@ impl Engine for ContainerEngine {
         let pid = seen.pid.ok_or(EngineError::NotRunning { id })?;
         if machine::is_one(&self.guest_dir(id)) {
             let session = machine::exec(self.agent(id).await?, process).await;
-            return session.map_err(|error| not_executed(id, error));
+            let program = process.args.first().map_or("", String::as_str);
+            return session.map_err(|error| not_executed(id, program, error));
         }
         let process = process.clone();
         let prepared = tokio::task::spawn_blocking(move || bundle::exec_process(&process, pid));
@@ -606,7 +607,7 @@ fn refused(id: InstanceId, error: ConnectionError) -> EngineError {
     }
 }
 
-fn not_executed(id: InstanceId, error: AgentError) -> EngineError {
+fn not_executed(id: InstanceId, program: &str, error: AgentError) -> EngineError {
     let code = match &error {
         AgentError::Failed(failure) => match failure.kind {
             ErrorKind::NotFound => PROGRAM_NOT_FOUND,
@@ -616,7 +617,7 @@ fn not_executed(id: InstanceId, error: AgentError) -> EngineError {
         _ => return unanswered(id, error),
     };
     EngineError::Program {
-        message: error.to_string(),
+        message: format!("{program:?} cannot be executed in the guest: {error}"),
         code,
     }
 }

@@ -17,6 +17,8 @@ use tokio::{
 
 /// Pause between two attempts to reach an agent that has not started yet.
 const RETRY: Duration = Duration::from_millis(50);
+/// How long a guest is given to take a connection.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Longest line with which a connection is answered.
 const MAX_GREETING: usize = 64;
 
@@ -74,7 +76,11 @@ impl Agent {
         let (mut reader, mut writer) = stream.into_split();
         let greeting = format!("CONNECT {AGENT_PORT}\n");
         writer.write_all(greeting.as_bytes()).await?;
-        greeted(&mut reader).await?;
+        // A guest that is just starting may never answer what came before its driver.
+        match tokio::time::timeout(PATIENCE, greeted(&mut reader)).await {
+            Ok(greeted) => greeted?,
+            Err(_elapsed) => return Err(AgentError::Absent),
+        }
         Ok(Self {
             reader: Reader {
                 stream: reader,

@@ -104,8 +104,10 @@ fn told(guest: &Guest, machine: &GuestMachine) -> Config {
         read_only: guest.root.read_only,
     };
     let start = if guest.system {
+        // A bare word is the program of an image that is none of a system: the guest says so.
+        let init = guest.process.args.first().cloned();
         Start::System {
-            init: guest.process.args.first().cloned(),
+            init: init.filter(|init| init.starts_with('/')),
         }
     } else {
         Start::Idle

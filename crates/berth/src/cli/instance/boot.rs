@@ -54,6 +54,8 @@ async fn ask(cx: &Context, name: &str) -> Outcome<Option<String>> {
                 answer.extend_from_slice(&bytes);
             }
             StreamEvent::Exited(_) => break,
+            // There is no such program, or nobody who could run it.
+            StreamEvent::Problem(_) => return Ok(None),
             _ => {}
         }
     }
