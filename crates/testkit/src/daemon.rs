@@ -344,8 +344,11 @@ impl Daemon {
         }
         self.remove_instances()?;
         let deadline = Instant::now() + PATIENCE;
+        // What goes away with its program is not listed any more, and takes a moment to be gone.
+        while self.has_instances() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(50));
+        }
         for name in self.berth(&["network", "list", "-o", "name"])?.lines() {
-            // What goes away with its program is not listed any more, and takes a moment to let go.
             while let Err(error) = self.berth(&["network", "rm", name]) {
                 ensure!(Instant::now() < deadline, error);
                 std::thread::sleep(Duration::from_millis(50));
@@ -360,6 +363,11 @@ impl Daemon {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    fn has_instances(&self) -> bool {
+        std::fs::read_dir(self.root().join("instances"))
+            .is_ok_and(|mut entries| entries.next().is_some())
     }
 
     fn kill_processes(&self) {

@@ -127,7 +127,7 @@ fn a_machine_is_used_as_a_container_is() {
     assert_eq!(exec(&daemon, &["sh", "-c", "exit 5"]).code, 5);
     assert_eq!(exec(&daemon, &["hostname"]).out, "box\n");
     until_so("its log has what it said", || {
-        daemon.berth(&["logs", "box"]).unwrap() == "begun\n"
+        daemon.berth(&["logs", "box"]).unwrap() == "begun"
     });
     assert!(daemon.berth(&["top", "box"]).unwrap().contains("sleep"));
     assert!(daemon.berth(&["list"]).unwrap().contains("box"));
