@@ -56,7 +56,7 @@ impl Media {
     fn make(recipe: &Recipe) -> Result<Self, String> {
         let agent = std::env::var_os("BERTH_AGENT");
         let agent =
-            agent.ok_or("BERTH_AGENT does not name the static agent: scripts/build-agent")?;
+            agent.ok_or("BERTH_AGENT does not name the static agent: scripts/build-runtime")?;
         Command::new(QEMU)
             .arg("--version")
             .stdout(Stdio::null())

@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(240);
 /// Kernel and disk, shared with later runs.
 fn media() -> Result<(Kernel, RootDisk), String> {
     let agent = std::env::var_os("BERTH_AGENT");
-    let agent = agent.ok_or("BERTH_AGENT does not name the static agent: scripts/build-agent")?;
+    let agent = agent.ok_or("BERTH_AGENT does not name the static agent: scripts/build-runtime")?;
     let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("vm-store");
     fs::create_dir_all(&root).unwrap();
     let lock = fs::File::create(root.join("test.lock")).unwrap();
