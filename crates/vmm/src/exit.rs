@@ -43,6 +43,22 @@ pub enum StopReason {
     },
 }
 
+impl std::fmt::Display for StopReason {
+    /// For people, after "the virtual machine ended: ".
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::PowerOff => f.write_str("the guest powered itself off"),
+            Self::Reset => f.write_str("the guest reset itself; its kernel may have panicked"),
+            Self::TripleFault => f.write_str("triple fault: the guest's kernel is broken"),
+            Self::Killed => f.write_str("it was told to end"),
+            Self::Error { message } => f.write_str(message),
+            Self::Crashed { signal } => {
+                write!(f, "its process was ended by signal {signal}")
+            }
+        }
+    }
+}
+
 impl StopReason {
     /// [`StopReason::Error`] with an error and its causes.
     #[must_use]

@@ -231,3 +231,66 @@ fn what_a_machine_cannot_have_is_refused_by_name() {
     }
     assert_eq!(daemon.berth(&["list", "-o", "name"]).unwrap(), "");
 }
+
+#[test]
+fn whatever_ends_a_machine_is_told() {
+    let Some(daemon) = daemon("whatever_ends_a_machine_is_told") else {
+        return;
+    };
+    let run = |name: &str| {
+        daemon
+            .berth(&[
+                "run",
+                "-d",
+                "--vm",
+                "--memory",
+                "128M",
+                "--network",
+                "none",
+                "--name",
+                name,
+                "busybox",
+                "sleep",
+                "1000",
+            ])
+            .unwrap();
+        daemon.berth(&["exec", name, "true"]).unwrap();
+    };
+    // The guest's kernel panics.
+    run("panics");
+    let crash = "echo c > /proc/sysrq-trigger";
+    daemon.run(&["exec", "panics", "sh", "-c", crash]).unwrap();
+    until_so("the panic ends it", || {
+        common::status(&daemon, "panics") == "stopped"
+    });
+    assert_eq!(daemon.inspect("panics").unwrap()["exit"]["code"], 125);
+    let said = daemon.berth(&["logs", "panics"]).unwrap();
+    assert!(said.contains("reset itself"), "{said}");
+
+    // Its process is killed: the deepest of the three, which holds the guest.
+    run("killed");
+    let front = daemon.inspect("killed").unwrap()["pid"].as_u64().unwrap();
+    let machine = child_of(child_of(front));
+    let kill = std::process::Command::new("kill")
+        .args(["-9", &machine.to_string()])
+        .status();
+    assert!(kill.unwrap().success());
+    until_so("the kill ends it", || {
+        common::status(&daemon, "killed") == "stopped"
+    });
+    let said = daemon.berth(&["logs", "killed"]).unwrap();
+    assert!(said.contains("signal 9"), "{said}");
+
+    // Others are not touched, and it can start again.
+    daemon.berth(&["start", "killed"]).unwrap();
+    assert_eq!(daemon.run(&["exec", "killed", "true"]).unwrap().code, 0);
+    daemon.berth(&["rm", "-f", "killed", "panics"]).unwrap();
+}
+
+/// The only child of a process.
+fn child_of(pid: u64) -> u64 {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let children = std::fs::read_to_string(path).unwrap();
+    let child = children.split_whitespace().next().unwrap();
+    child.parse().unwrap()
+}

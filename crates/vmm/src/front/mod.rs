@@ -150,6 +150,7 @@ impl Session {
 
     fn follow(mut self, events: &Receiver<Event>, child: &Child) -> u8 {
         let mut deadline: Option<Instant> = None;
+        let mut lost: Option<ClientError> = None;
         loop {
             let patience = deadline.map_or(LONG, |at: Instant| {
                 at.saturating_duration_since(Instant::now())
@@ -158,6 +159,9 @@ impl Session {
                 Ok(event) => event,
                 Err(RecvTimeoutError::Timeout) if deadline.is_none() => continue,
                 Err(_) => {
+                    if let Some(error) = lost {
+                        say(&error.to_string());
+                    }
                     child.end();
                     return self.code.unwrap_or(FAILED);
                 }
@@ -180,8 +184,8 @@ impl Session {
                     deadline = Some(Instant::now() + DOWN);
                 }
                 Event::Lost(error) => {
-                    // Where the machine ends too, it says why.
-                    say(&error.to_string());
+                    // Where the machine ends too, that says why.
+                    lost = Some(error);
                     deadline = deadline.or(Some(Instant::now() + DOWN));
                 }
             }
@@ -231,7 +235,7 @@ impl Session {
             return code;
         }
         say(&format!(
-            "the virtual machine ended before its program: {reason:?}"
+            "the virtual machine ended before its program: {reason}"
         ));
         FAILED
     }
@@ -289,7 +293,7 @@ fn follow_system(socket: Option<&Path>, control: Option<&Path>, events: &Receive
         match events.recv() {
             Ok(Event::MachineEnded(reason)) => {
                 if reason.status() != 0 {
-                    say(&format!("the virtual machine ended: {reason:?}"));
+                    say(&format!("the virtual machine ended: {reason}"));
                 }
                 return reason.status();
             }

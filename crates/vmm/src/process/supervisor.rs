@@ -21,6 +21,7 @@ use rustix::{
 use super::{Options, run};
 use crate::{
     ExitRecord, StopReason, VmConfig,
+    config::Stdio,
     exit::RecordError,
     resources::{Listeners, ResourceError},
 };
@@ -90,7 +91,8 @@ pub fn supervise(config: &VmConfig, how: Supervision) -> Result<StopReason, Supe
             Err(error) => Err(error),
         };
         match reason {
-            Ok(StopReason::Reset) => {
+            // A program that is over cannot go on after a reset.
+            Ok(StopReason::Reset) if !matches!(config.stdio, Stdio::Program(_)) => {
                 thread::sleep(SHORTEST_BOOT.saturating_sub(began.elapsed()));
             }
             Ok(reason) => break reason,

@@ -77,7 +77,7 @@ fn main() -> ExitCode {
 fn tell(reason: StopReason) -> ExitCode {
     if !matches!(reason, StopReason::PowerOff | StopReason::Killed) {
         let mut err = io::stderr().lock();
-        let _closed = writeln!(err, "berth-vmm: the machine stopped: {reason:?}");
+        let _closed = writeln!(err, "berth-vmm: the machine stopped: {reason}");
     }
     ExitCode::from(reason.status())
 }
