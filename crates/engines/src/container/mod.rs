@@ -446,7 +446,15 @@ impl Engine for ContainerEngine {
 
     async fn set_limits(&self, id: InstanceId, limits: &Limits) -> Result<(), EngineError> {
         let directory = self.inner.config.instances.join(id.to_string());
-        let resources = bundle::resources(limits, &directory);
+        let guest = self.guest_dir(id);
+        let live = if machine::is_one(&guest) {
+            Some(machine::live_limits(&guest, limits))
+        } else {
+            None
+        };
+        let live = live.transpose();
+        let live = live.map_err(|error| failed(id, "reading what it was started with", error))?;
+        let resources = bundle::resources(live.as_ref().unwrap_or(limits), &directory);
         let resources = serde_json::to_value(resources)
             .map_err(|error| failed(id, "writing its limits", error))?;
         match self.ask(id, &Request::Update { resources }).await {

@@ -57,6 +57,17 @@ pub(super) fn write(
     fs::write(shared.join(FILE), text)
 }
 
+/// How much memory the machine in the shared directory was started with.
+pub(super) fn memory_bytes(shared: &Path) -> io::Result<u64> {
+    #[derive(serde::Deserialize)]
+    struct Started {
+        memory_bytes: u64,
+    }
+    let text = fs::read(shared.join(FILE))?;
+    let started: Started = serde_json::from_slice(&text)?;
+    Ok(started.memory_bytes)
+}
+
 fn description(guest: &Guest, machine: &GuestMachine, accel: Accel) -> Value {
     let inside = |name: &str| format!("{INSIDE}/{name}");
     let line = format!("{COMMAND_LINE} {}", machine.append);
@@ -156,4 +167,92 @@ fn own_file(mount: &engine::GuestMount) -> Option<File> {
         content: fs::read_to_string(source).ok()?,
         mode: 0o644,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::collections::BTreeMap;
+
+    use engine::{GuestNetwork, GuestProcess};
+    use model::{InstanceId, instance::LogSpec};
+
+    use super::*;
+
+    fn guest(system: bool) -> (Guest, GuestMachine) {
+        let machine = GuestMachine {
+            vcpus: 2,
+            memory_bytes: 256 << 20,
+            accel: Accel::Soft,
+            kernel: "/k".into(),
+            initrd: "/i".into(),
+            append: "quiet".to_owned(),
+            disk: "/d".into(),
+            interface: Some(engine::Interface {
+                mac: [2, 0, 0, 0, 0, 1],
+                mtu: None,
+                addresses: vec!["10.77.0.2/20".parse().unwrap()],
+                gateways: vec!["10.77.0.1".parse().unwrap()],
+            }),
+        };
+        let guest = Guest {
+            id: "01a1f98c-ac8a-7458-8b1d-875239f62899"
+                .parse::<InstanceId>()
+                .unwrap(),
+            generation: 1,
+            machine: Some(machine.clone()),
+            directory: "/instances/x".into(),
+            root: engine::Root {
+                layers: Vec::new(),
+                upper: "/u".into(),
+                work: "/w".into(),
+                read_only: false,
+            },
+            process: GuestProcess {
+                args: vec!["sh".to_owned()],
+                cwd: "/".to_owned(),
+                terminal: system,
+                ..GuestProcess::default()
+            },
+            system,
+            limits: Default::default(),
+            capabilities: Vec::new(),
+            seccomp: true,
+            allow_new_privileges: false,
+            idmap: None,
+            mounts: Vec::new(),
+            devices: Vec::new(),
+            ulimits: Vec::new(),
+            sysctls: BTreeMap::new(),
+            hostname: "box".to_owned(),
+            network: GuestNetwork::Own,
+            log: LogSpec::default(),
+        };
+        (guest, machine)
+    }
+
+    #[test]
+    fn the_machines_program_reads_what_is_written_for_it() {
+        for system in [false, true] {
+            let (guest, machine) = guest(system);
+            let shared = tempfile::tempdir().unwrap();
+            write(&guest, &machine, Accel::Soft, shared.path()).unwrap();
+            let text = fs::read(shared.path().join(FILE)).unwrap();
+            let read = vmm::VmConfig::parse(&text).unwrap();
+            assert_eq!(read.vcpus, 2);
+            assert!(read.command_line.ends_with(" quiet"));
+            assert_eq!(read.stdio == vmm::config::Stdio::Console, system);
+            assert_eq!(memory_bytes(shared.path()).unwrap(), 256 << 20);
+        }
+    }
+
+    #[test]
+    fn a_bare_word_is_no_init() {
+        let (guest, machine) = guest(true);
+        let Start::System { init } = told(&guest, &machine).start else {
+            panic!("a system starts as one");
+        };
+        assert_eq!(init, None);
+    }
 }

@@ -15,7 +15,10 @@ use engine::{
     EngineError, Guest, GuestDevice, GuestMachine, GuestMount, GuestNetwork, GuestProcess,
     MountKind, Root,
 };
-use model::{ByteSize, instance::Accel};
+use model::{
+    ByteSize,
+    instance::{Accel, Limits},
+};
 
 use super::config;
 
@@ -79,7 +82,7 @@ pub(crate) fn jail(
         },
         process: process(guest),
         system: false,
-        limits: limits(guest, machine),
+        limits: limits(&guest.limits, machine.memory_bytes),
         // Over its own namespaces only: to open the interface, and to lock itself up, by which it
         // gives all of them up.
         capabilities: ["NET_RAW", "SETPCAP", "SYS_ADMIN"]
@@ -124,14 +127,16 @@ fn process(guest: &Guest) -> GuestProcess {
     }
 }
 
-/// A guest's vCPUs cannot use more CPUs than there are of them: only a part of one needs a limit.
-fn limits(guest: &Guest, machine: &GuestMachine) -> model::instance::Limits {
-    let mut limits = guest.limits.clone();
-    limits.cpus = limits.cpus.filter(|cpus| !cpus.0.is_multiple_of(1000));
-    limits.memory = Some(ByteSize(machine.memory_bytes + OVERHEAD_BYTES));
-    limits.memory_high = None;
-    limits.pids = None;
-    limits
+/// What the process may use: what was asked for, but for memory, which is the guest's and its own. A
+/// guest's vCPUs cannot use more CPUs than there are of them: only a part of one needs a limit.
+pub(super) fn limits(asked: &Limits, memory_bytes: u64) -> Limits {
+    Limits {
+        cpus: asked.cpus.filter(|cpus| !cpus.0.is_multiple_of(1000)),
+        memory: Some(ByteSize(memory_bytes + OVERHEAD_BYTES)),
+        memory_high: None,
+        pids: None,
+        ..asked.clone()
+    }
 }
 
 fn devices(accel: Accel) -> Vec<GuestDevice> {

@@ -18,7 +18,12 @@ pub(crate) mod files;
 mod jail;
 mod session;
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use model::instance::Limits;
 
 pub(crate) use agent::{Agent, AgentError};
 pub(crate) use jail::jail;
@@ -35,6 +40,13 @@ fn directory(guest: &Path) -> PathBuf {
 /// Whether the guest whose files are in `guest` is a virtual machine.
 pub(crate) fn is_one(guest: &Path) -> bool {
     directory(guest).join(config::FILE).exists()
+}
+
+/// The limits of a machine's process that runs, for what is asked of the instance. The guest's memory
+/// and vCPUs stay those it was started with.
+pub(crate) fn live_limits(guest: &Path, asked: &Limits) -> io::Result<Limits> {
+    let memory_bytes = config::memory_bytes(&directory(guest))?;
+    Ok(jail::limits(asked, memory_bytes))
 }
 
 /// The socket that leads to ports inside the guest.
