@@ -45,6 +45,9 @@ pub struct Instance {
     pub name: String,
     /// What it is.
     pub kind: Kind,
+    /// Whether it is a virtual machine, with a kernel of its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub machine: bool,
     /// The image, as the user wrote it.
     pub image: String,
     /// `creating`, `failed`, `stopped`, `prepared`, `running`, `paused`, `stopping`, `deleting`.

@@ -24,6 +24,7 @@ pub(crate) fn instance(record: &InstanceRecord, status: Option<&InstanceStatus>)
         id: record.id.to_string(),
         name: record.name.to_string(),
         kind: wire_kind(record.spec.kind),
+        machine: record.spec.machine.is_some(),
         image: record.spec.image.clone(),
         status: phase(record, status).to_string(),
         addresses: addresses.map(ToString::to_string).collect(),

@@ -16,6 +16,7 @@ pub(super) fn instance(name: &str, n: u64, spec: InstanceSpec, status: &str) -> 
             id: format!("019365d0-0000-7000-8000-{n:012x}"),
             name: name.into(),
             kind: spec.kind,
+            machine: spec.machine.is_some(),
             image: spec.image.clone(),
             status: status.into(),
             addresses: vec![format!("10.77.{}.{}", n / 250 % 250, 2 + n % 250)],

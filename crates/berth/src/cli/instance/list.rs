@@ -61,12 +61,7 @@ impl Row for Instance {
         }),
         column("PORTS", |i, _| Cell::from(ports(i))),
         column("AGE", |i, now| Cell::from(human::age(&i.created_at, now))),
-        wide("KIND", |i, _| {
-            Cell::from(match i.kind {
-                Kind::Application => "application",
-                Kind::System => "system",
-            })
-        }),
+        wide("KIND", |i, _| Cell::from(kind(i))),
         wide("RESTARTS", |i, _| Cell::from(i.restarts.to_string())),
         wide("ADDRESSES", |i, _| Cell::from(i.addresses.join(","))),
         wide("LABELS", |i, _| Cell::from(labels(&i.labels))),
@@ -79,6 +74,16 @@ impl Row for Instance {
 
     fn name(&self) -> &str {
         &self.name
+    }
+}
+
+/// What an instance is, in a word or two.
+const fn kind(instance: &Instance) -> &'static str {
+    match (instance.kind, instance.machine) {
+        (Kind::Application, false) => "application",
+        (Kind::System, false) => "system",
+        (Kind::Application, true) => "application vm",
+        (Kind::System, true) => "system vm",
     }
 }
 
@@ -157,7 +162,7 @@ fn describe(detail: &InstanceDetail) -> Vec<(&'static str, String)> {
     vec![
         ("Name", instance.name.clone()),
         ("Id", instance.id.clone()),
-        ("Kind", format!("{:?}", instance.kind).to_lowercase()),
+        ("Kind", kind(instance).to_owned()),
         ("Status", status(instance)),
         ("Message", text(&instance.message)),
         ("Wanted", detail.desired.clone()),
