@@ -25,8 +25,21 @@ pub struct Pages {
     generation: Box<[AtomicU32]>,
 }
 
-fn zeroed<T: Default>(count: usize) -> Box<[T]> {
-    std::iter::repeat_with(T::default).take(count).collect()
+/// A type of which all bits zero are a value.
+///
+/// # Safety
+/// They must be.
+unsafe trait Zero {}
+
+// SAFETY: as the number in it.
+unsafe impl Zero for AtomicU32 {}
+// SAFETY: as the number in it.
+unsafe impl Zero for AtomicU64 {}
+
+/// Zeros as the kernel maps them: what is never written takes no memory.
+fn zeroed<T: Zero>(count: usize) -> Box<[T]> {
+    // SAFETY: zero is a value of it.
+    unsafe { Box::new_zeroed_slice(count).assume_init() }
 }
 
 impl Pages {

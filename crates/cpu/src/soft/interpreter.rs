@@ -44,6 +44,11 @@ impl Interpreter {
         self.instructions
     }
 
+    /// Says that the guest has nothing to do.
+    pub fn rest(&mut self) {
+        self.blocks.rest(self.instructions);
+    }
+
     /// Runs until `attention` is not zero (looked at before each block), or something happens that
     /// only the caller can handle.
     pub fn run(&mut self, attention: &AtomicU32) -> Outcome {
@@ -65,7 +70,7 @@ impl Interpreter {
     /// What the instruction at the current `rip` raised.
     #[inline(always)]
     pub fn block(&mut self) -> Result<Flow, Fault> {
-        let block = self.blocks.find(&mut self.core)?;
+        let block = self.blocks.find(&mut self.core, self.instructions)?;
         let core = &mut self.core;
         let (start, end) = block.ops();
         core.block_end = end;
@@ -101,7 +106,7 @@ impl Interpreter {
     /// # Errors
     /// What it raised.
     pub fn step(&mut self) -> Result<Flow, Fault> {
-        let block = self.blocks.find(&mut self.core)?;
+        let block = self.blocks.find(&mut self.core, self.instructions)?;
         let core = &mut self.core;
         core.block_end = std::ptr::null();
         // SAFETY: a block has at least one operation, and lives until the next is found.

@@ -131,6 +131,8 @@ impl SoftVcpu {
             let core = &mut self.interpreter.core;
             if core.events.halted || core.events.waits_for_sipi {
                 core.park();
+                self.interpreter.rest();
+                let core = &mut self.interpreter.core;
                 core.platform.apic.inbox().wait();
                 core.unpark();
                 continue;

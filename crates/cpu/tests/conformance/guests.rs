@@ -348,7 +348,8 @@ pub fn saved_state(machine: Machine) {
     assert_eq!(within(&mut *other, Duration::from_secs(20)), Exit::Kicked);
     assert!(machine.bus.is_done());
     assert_eq!(machine.read(RESULT + 16), 0x1234_5678_9abc_def0);
-    assert!(machine.read(RESULT) > counted);
+    // Kicked between `inc` and `cmp` it has nothing more to count.
+    assert!(machine.read(RESULT) >= counted);
 }
 
 pub fn written_code(machine: Machine) {

@@ -1,17 +1,17 @@
 //! Blocks: runs of decoded instructions, cached by where they lie in physical memory.
 //!
 //! ```text
-//!   rip ─ code tlb ─► host address + width ─ front ─► Block ─► operations, in one slice
-//!                                              │ miss
-//!                                              ├─ map ─► Block
+//!   rip ─ code tlb ─► host address + width ─ heads ─► chain of Blocks ─► operations, in one slice
+//!                                              │ not in it, or stale
 //!                                              └─ decode ─► Block (its page marked as code)
 //! ```
 //! A block ends at a branch, at the end of its page or after [`decode::MOST_OPS`] instructions. It
 //! is valid as long as the generation of its page is the one it was decoded at. An instruction that
-//! crosses pages is a block of its own, valid for two generations, and never in the front.
+//! crosses pages is a block of its own, valid for two generations, and kept apart.
 //!
-//! Each vCPU has its own cache; nothing here is shared. When the operations fill their memory
-//! everything is forgotten at once.
+//! Each vCPU has its own cache; nothing here is shared. When the operations fill their budget
+//! everything is forgotten at once. The budget follows what the guest runs: it is doubled when it
+//! was filled so soon that decoding counts, and given back when it lasted long.
 
 mod decode;
 
@@ -26,10 +26,19 @@ use memory::Ram;
 
 use super::{Core, Fault, Op, op::Width};
 
-/// Slots of the front: direct mapped, a power of two.
-const FRONT: usize = 1 << 14;
-/// Operations kept at most: 40 bytes each. With what finds them that is some 6 MiB at most.
-const MOST_KEPT: usize = 96 << 10;
+/// Chains of blocks: a power of two.
+const CHAINS: usize = 1 << 14;
+/// Operations kept at first: 40 bytes each, and some 10 more for what finds them.
+const LEAST_KEPT: usize = 24 << 10;
+/// Operations kept at most, some 2.5 MiB with what finds them.
+const MOST_KEPT: usize = 48 << 10;
+/// A budget that is filled within as many instructions for each operation in it is too small:
+/// decoding an operation takes as long as executing some twenty.
+const SOON: u64 = 64;
+/// So often in a row: what is executed only once, as the start of a program, fills any budget.
+const OFTEN: u32 = 4;
+/// One that takes this many is too large.
+const LATE: u64 = 8 * SOON;
 
 /// A run of decoded instructions.
 #[derive(Debug, Clone, Copy)]
@@ -39,8 +48,14 @@ pub struct Block {
     cell: *const AtomicU32,
     generation: u32,
     count: u32,
-    /// For an instruction that goes on in another page: number and generation of that page.
-    second: Option<(u32, u32)>,
+}
+
+/// An instruction that goes on in another page.
+#[derive(Debug, Clone, Copy)]
+struct Crossing {
+    block: Block,
+    /// Number and generation of that page.
+    second: (u32, u32),
 }
 
 impl Block {
@@ -50,7 +65,6 @@ impl Block {
         cell: null(),
         generation: 0,
         count: 0,
-        second: None,
     };
 
     /// Its operations, as a range of pointers.
@@ -92,9 +106,20 @@ impl Hasher for AddressHasher {
 
 /// The blocks of one vCPU.
 pub struct Blocks {
-    front: Box<[Block]>,
-    map: HashMap<u64, Block, BuildHasherDefault<AddressHasher>>,
+    /// For each chain the number of its first block, the one used last; 0 for none.
+    heads: Box<[u32; CHAINS]>,
+    /// All blocks; number 0 is [`Block::NONE`].
+    blocks: Vec<Block>,
+    /// For each block the number of the next in its chain.
+    next: Vec<u32>,
+    crossings: HashMap<u64, Crossing, BuildHasherDefault<AddressHasher>>,
+    /// Made with room for [`MOST_KEPT`]; memory that was never written takes none of the host's.
     ops: Vec<Op>,
+    budget: usize,
+    /// How often in a row it was filled soon.
+    soon: u32,
+    /// Instructions executed when everything was last forgotten.
+    forgotten_at: u64,
     /// Keeps alive what blocks point into.
     _ram: Ram,
 }
@@ -106,74 +131,120 @@ fn key(host: u64, width: Width) -> u64 {
     host | (width as u64) << 60
 }
 
-fn front(key: u64) -> usize {
-    (key ^ key >> 14) as usize % FRONT
+fn chain(key: u64) -> usize {
+    (key ^ key >> 14) as usize % CHAINS
 }
 
 impl Blocks {
     /// An empty cache of code in `ram`.
     #[must_use]
     pub fn new(ram: Ram) -> Self {
-        Self {
-            front: vec![Block::NONE; FRONT].into_boxed_slice(),
-            map: HashMap::default(),
-            ops: Vec::with_capacity(MOST_KEPT),
+        let mut blocks = Self {
+            heads: Box::new([0; CHAINS]),
+            blocks: Vec::new(),
+            next: Vec::new(),
+            crossings: HashMap::default(),
+            ops: Vec::new(),
+            budget: LEAST_KEPT,
+            soon: 0,
+            forgotten_at: 0,
             _ram: ram,
-        }
+        };
+        blocks.make_room();
+        blocks
     }
 
-    /// The block at the current `rip`. It is valid until the next call.
+    /// The block at the current `rip`, after so many `instructions` were executed. It is valid
+    /// until the next call.
     ///
     /// # Errors
     /// What fetching the first instruction raises.
     #[inline(always)]
-    pub fn find(&mut self, core: &mut Core) -> Result<Block, Fault> {
+    pub fn find(&mut self, core: &mut Core, instructions: u64) -> Result<Block, Fault> {
         let linear = core.code_address()?;
         if let Some((host, _)) = core.tlb.code(linear) {
             let key = key(host, core.width);
-            // SAFETY: `front` returns numbers under its length.
-            let block = unsafe { self.front.get_unchecked(front(key)) };
+            // SAFETY: `chain` returns numbers under the length of `heads`, which holds numbers of
+            // blocks only.
+            let block = unsafe {
+                let head = *self.heads.get_unchecked(chain(key));
+                self.blocks.get_unchecked(head as usize)
+            };
             if block.key == key && block.is_current() {
                 return Ok(*block);
             }
         }
-        self.find_slow(core, linear)
+        self.find_slow(core, linear, instructions)
     }
 
     #[cold]
     #[inline(never)]
-    fn find_slow(&mut self, core: &mut Core, linear: u64) -> Result<Block, Fault> {
+    fn find_slow(
+        &mut self,
+        core: &mut Core,
+        linear: u64,
+        instructions: u64,
+    ) -> Result<Block, Fault> {
         let Some((host, page)) = core.find_code(linear)? else {
             return Err(Fault::INVALID_OPCODE);
         };
         let key = key(host, core.width);
-        if let Some(block) = self.map.get(&key).copied()
-            && block.is_current()
-            && Self::second_is_current(core, linear, &block)?
+        let known = self.advance(key);
+        if let Some(number) = known
+            && self.blocks[number as usize].is_current()
         {
-            if block.second.is_none() {
-                self.front[front(key)] = block;
-            }
-            return Ok(block);
+            return Ok(self.blocks[number as usize]);
         }
-        if self.ops.len() + decode::MOST_OPS > MOST_KEPT {
+        if let Some(crossing) = self.crossings.get(&key).copied()
+            && crossing.is_current(core, linear)?
+        {
+            return Ok(crossing.block);
+        }
+        if self.ops.len() + decode::MOST_OPS > self.budget {
+            self.adapt(instructions);
             self.forget();
         }
-        let block = self.decode(core, linear, host, page)?;
-        self.map.insert(key, block);
-        if block.second.is_none() {
-            self.front[front(key)] = block;
+        let (block, second) = self.decode(core, linear, host, page)?;
+        match second {
+            Some(second) => {
+                self.crossings.insert(key, Crossing { block, second });
+            }
+            None => self.insert(block),
         }
         Ok(block)
     }
 
-    fn second_is_current(core: &mut Core, linear: u64, block: &Block) -> Result<bool, Fault> {
-        let Some((page, generation)) = block.second else {
-            return Ok(true);
-        };
-        let found = core.find_code((linear | 0xfff).wrapping_add(1))?;
-        Ok(found.is_some_and(|(_, found)| found == page as usize)
-            && core.ram.pages().generation(page as usize) == generation)
+    /// Looks a key up and moves its block to the head of its chain.
+    fn advance(&mut self, key: u64) -> Option<u32> {
+        let head = &mut self.heads[chain(key)];
+        let mut before = 0;
+        let mut number = *head;
+        while number != 0 {
+            let next = self.next[number as usize];
+            if self.blocks[number as usize].key == key {
+                if before != 0 {
+                    self.next[before as usize] = next;
+                    self.next[number as usize] = *head;
+                    *head = number;
+                }
+                return Some(number);
+            }
+            before = number;
+            number = next;
+        }
+        None
+    }
+
+    /// Keeps a block, in place of a stale one of the same key.
+    fn insert(&mut self, block: Block) {
+        if let Some(number) = self.advance(block.key) {
+            self.blocks[number as usize] = block;
+            return;
+        }
+        let number = u32::try_from(self.blocks.len()).expect("blocks are fewer than operations");
+        let head = &mut self.heads[chain(block.key)];
+        self.blocks.push(block);
+        self.next.push(std::mem::replace(head, number));
     }
 
     fn decode(
@@ -182,12 +253,12 @@ impl Blocks {
         linear: u64,
         host: u64,
         page: usize,
-    ) -> Result<Block, Fault> {
+    ) -> Result<(Block, Option<(u32, u32)>), Fault> {
         core.mark_code(page);
         let generation = core.ram.pages().generation(page);
         let first = self.ops.len();
         let second = decode::decode(core, linear, host, &mut self.ops)?;
-        Ok(Block {
+        let block = Block {
             key: key(host, core.width),
             // SAFETY: `first` is at most the length, and the vector never grows past the capacity
             // it was made with, so what it holds stays where it is.
@@ -195,14 +266,67 @@ impl Blocks {
             cell: core.ram.pages().generation_cell(page),
             generation,
             count: u32::try_from(self.ops.len() - first).unwrap_or(0),
-            second,
-        })
+        };
+        Ok((block, second))
+    }
+
+    /// Chooses the budget anew, once it is full.
+    fn adapt(&mut self, instructions: u64) {
+        let lasted = instructions.wrapping_sub(self.forgotten_at);
+        self.forgotten_at = instructions;
+        let full = self.budget as u64;
+        self.soon = if lasted < full * SOON {
+            self.soon + 1
+        } else {
+            0
+        };
+        if self.soon == OFTEN {
+            self.budget = (self.budget * 2).min(MOST_KEPT);
+            self.soon = 0;
+        } else if lasted > full * LATE && self.budget > LEAST_KEPT {
+            self.budget = LEAST_KEPT;
+            self.make_room();
+        }
+    }
+
+    /// Gives back what a guest that has nothing to do no longer needs, after so many
+    /// `instructions` were executed.
+    pub fn rest(&mut self, instructions: u64) {
+        let lasted = instructions.wrapping_sub(self.forgotten_at);
+        if self.budget > LEAST_KEPT && lasted > self.budget as u64 * LATE {
+            self.adapt(instructions);
+        }
+    }
+
+    /// Takes fresh memory, and returns what was written to.
+    fn make_room(&mut self) {
+        // Each block has an operation at least.
+        self.blocks = Vec::with_capacity(MOST_KEPT + 1);
+        self.next = Vec::with_capacity(MOST_KEPT + 1);
+        self.ops = Vec::with_capacity(MOST_KEPT);
+        self.forget();
     }
 
     /// Forgets all blocks.
     pub fn forget(&mut self) {
-        self.front.fill(Block::NONE);
-        self.map.clear();
+        self.heads.fill(0);
+        self.blocks.clear();
+        self.blocks.push(Block::NONE);
+        self.next.clear();
+        self.next.push(0);
+        self.crossings.clear();
         self.ops.clear();
+    }
+}
+
+impl Crossing {
+    fn is_current(&self, core: &mut Core, linear: u64) -> Result<bool, Fault> {
+        if !self.block.is_current() {
+            return Ok(false);
+        }
+        let (page, generation) = self.second;
+        let found = core.find_code((linear | 0xfff).wrapping_add(1))?;
+        Ok(found.is_some_and(|(_, found)| found == page as usize)
+            && core.ram.pages().generation(page as usize) == generation)
     }
 }
