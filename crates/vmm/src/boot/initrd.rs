@@ -7,9 +7,8 @@
 use std::{fs::File, ops::Range};
 
 use memory::{PAGE_BYTES, Ram, layout};
-use vm_memory::{GuestAddress, GuestMemoryBackend};
 
-use super::{BootError, Source};
+use super::{BootError, Source, ram_file};
 
 /// `initrd_addr_max` of all kernels: it lies below 2 GiB.
 const HIGHEST: u64 = 0x8000_0000;
@@ -40,21 +39,8 @@ pub(super) fn load(
         .ok_or(BootError::InitrdRoom { bytes })?;
     let mut at = start;
     for (piece, size) in pieces.iter().zip(sizes) {
-        read(ram, piece, at, size)?;
+        ram_file::copy(piece, 0, ram, at, size).map_err(BootError::Initrd)?;
         at = (at + size).next_multiple_of(ALIGN);
     }
     Ok(Some(start..at))
-}
-
-fn read(ram: &Ram, piece: &File, at: u64, size: u64) -> Result<(), BootError> {
-    let length = usize::try_from(size).map_err(|_| BootError::InitrdRoom { bytes: size })?;
-    if length == 0 {
-        return Ok(());
-    }
-    let slice = ram.guest_memory().get_slice(GuestAddress(at), length)?;
-    let guard = slice.ptr_guard_mut();
-    // SAFETY: the slice is mapped, of this length, and no vCPU or device runs yet that could
-    // use it at the same time.
-    let target = unsafe { std::slice::from_raw_parts_mut(guard.as_ptr(), length) };
-    piece.read_at(0, target).map_err(BootError::Initrd)
 }

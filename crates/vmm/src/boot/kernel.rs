@@ -3,13 +3,13 @@
 use std::{fs::File, io, ops::Range};
 
 use memory::{Ram, layout};
-use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::{
     Compression, Source, bzimage,
     bzimage::BzImage,
     decompress::decompress,
     elf::{self, Elf, Segment},
+    ram_file,
 };
 
 /// The largest file that is taken for a kernel.
@@ -238,19 +238,12 @@ fn place(source: &(impl Source + ?Sized), segment: &Segment, ram: &Ram) -> Resul
             bytes: ram.bytes(),
         });
     }
-    if segment.file_bytes == 0 {
-        return Ok(());
-    }
-    let length = usize::try_from(segment.file_bytes).expect("it is below 3 GiB, as just checked");
-    let slice = ram
-        .guest_memory()
-        .get_slice(GuestAddress(segment.address), length)
-        .expect("memory below the hole is one region, and the segment lies in it");
-    let target = slice.ptr_guard_mut();
-    // SAFETY: the slice is mapped, of this length, and no vCPU or device runs yet that could
-    // use it at the same time.
-    let target = unsafe { std::slice::from_raw_parts_mut(target.as_ptr(), length) };
-    source
-        .read_at(segment.offset, target)
-        .map_err(KernelError::Read)
+    ram_file::copy(
+        source,
+        segment.offset,
+        ram,
+        segment.address,
+        segment.file_bytes,
+    )
+    .map_err(KernelError::Read)
 }

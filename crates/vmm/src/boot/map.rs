@@ -11,7 +11,11 @@ const LOWMEM_END: u64 = 0xa_0000;
 /// Where ACPI tables are put: a guest that is not told searches here.
 pub const ACPI_START: u64 = 0xe_0000;
 /// End of the room for them.
-pub const ACPI_END: u64 = 0x10_0000;
+pub const ACPI_END: u64 = RESET_VECTOR;
+/// Where a processor in real mode jumps to for the firmware to reset the machine (`f000:fff0`).
+pub(super) const RESET_VECTOR: u64 = 0xf_fff0;
+/// End of the first MiB, which belongs to firmware.
+const FIRMWARE_END: u64 = 0x10_0000;
 
 /// What a range of addresses is; the numbers are those of E820 (ACPI 6.5, 15.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,15 +44,15 @@ pub(super) fn ranges(bytes: u64) -> Vec<Range> {
     };
     let mut ranges = vec![
         range(0, LOWMEM_END, Kind::Ram),
-        range(LOWMEM_END, ACPI_END, Kind::Reserved),
+        range(LOWMEM_END, FIRMWARE_END, Kind::Reserved),
     ];
     for (start, size) in layout::ram(bytes) {
         if start >= layout::HIGH_START {
             let end = layout::ECAM_START + layout::ECAM_BYTES;
             ranges.push(range(layout::ECAM_START, end, Kind::Reserved));
             ranges.push(range(start, start + size, Kind::Ram));
-        } else if size > ACPI_END {
-            ranges.push(range(ACPI_END, size, Kind::Ram));
+        } else if size > FIRMWARE_END {
+            ranges.push(range(FIRMWARE_END, size, Kind::Ram));
         }
     }
     if bytes <= layout::LOW_END {

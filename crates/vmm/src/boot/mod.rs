@@ -11,8 +11,9 @@
 //! ```text
 //!  0x1000  GDT                         0x2_0000  command line
 //!  0x2000  hvm_start_info (PVH)        0xe_0000  ACPI tables
-//!  0x3000  boot_params (64-bit)        wherever the kernel wants, from 1 MiB
-//!  0x4000  page tables (64-bit)        below 2 GiB, at the end of RAM: initrd
+//!  0x3000  boot_params (64-bit)        0xf_fff0  reset vector
+//!  0x4000  page tables (64-bit)        wherever the kernel wants, from 1 MiB
+//!                                      below 2 GiB, at the end of RAM: initrd
 //! ```
 
 mod bzimage;
@@ -24,6 +25,7 @@ mod kernel;
 mod linux64;
 mod map;
 mod pvh;
+mod ram_file;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -81,7 +83,7 @@ pub enum BootError {
     #[error("read the initrd")]
     Initrd(#[source] io::Error),
     /// More ACPI tables than there is room for.
-    #[error("{bytes} bytes of ACPI tables do not fit in 128 KiB; give the machine fewer vCPUs")]
+    #[error("{bytes} bytes of ACPI tables do not fit below 1 MiB; give the machine fewer vCPUs")]
     Acpi {
         /// Their size.
         bytes: usize,
@@ -90,6 +92,13 @@ pub enum BootError {
     #[error("write the boot tables: the machine has too little memory")]
     Tables(#[from] GuestMemoryError),
 }
+
+/// All the firmware there is: `mov al, 0xfe; out 0x64, al` resets the machine by the keyboard
+/// controller, and `hlt; jmp $-1` waits for it.
+///
+/// Linux on a machine with hardware-reduced ACPI resets by EFI and, where there is none, jumps here
+/// from real mode (`native_machine_emergency_restart`); it never comes to the reset register.
+const RESET: [u8; 7] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
 
 /// What the kernel is told, by whichever protocol.
 struct Handover {
@@ -117,6 +126,7 @@ pub fn load(ram: &Ram, boot: &Boot<'_>) -> Result<Entry, BootError> {
         }
         memory.write_slice(tables, GuestAddress(ACPI_START))?;
     }
+    memory.write_slice(&RESET, GuestAddress(map::RESET_VECTOR))?;
     let handover = Handover {
         initrd: initrd::load(ram, boot.initrd, loaded.end)?,
         rsdp: boot.acpi.map(|(_, rsdp)| rsdp),

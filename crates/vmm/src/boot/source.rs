@@ -6,7 +6,7 @@
 use std::{fs::File, io, os::unix::fs::FileExt};
 
 /// Bytes that can be read at any place.
-pub trait Source {
+pub trait Source: Sync {
     /// How many there are.
     ///
     /// # Errors

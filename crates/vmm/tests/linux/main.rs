@@ -58,7 +58,11 @@ fn a_bzimage_boots_as_its_vmlinux_does() {
 #[test]
 fn a_guest_that_resets_itself_boots_again_in_a_new_process() {
     let media = media!("a_guest_that_resets_itself_boots_again_in_a_new_process");
-    let mut guest = Guest::start(&media, |_| ());
+    let mut guest = Guest::start(&media, |config| {
+        // Without `reboot=`: as a guest does that was told nothing.
+        config["command_line"] = json!("console=ttyS0 panic=-1 mitigations=off");
+        config["vcpus"] = json!(2);
+    });
     guest.expect("INIT-IS-UP");
     let first = guest.machine_pid();
     guest.type_in("reboot -f");
