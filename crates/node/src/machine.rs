@@ -39,7 +39,10 @@ impl Node {
             vcpus: record.spec.vcpus(),
             memory_bytes: record.spec.machine_memory().0,
             accel: asked.accel,
-            kernel: asked.kernel.as_ref().map_or(kernel.vmlinuz, Into::into),
+            kernel: asked
+                .kernel
+                .as_ref()
+                .map_or(kernel.vmlinux.unwrap_or(kernel.vmlinuz), Into::into),
             initrd: asked.initrd.as_ref().map_or(kernel.initramfs, Into::into),
             append: asked.append.clone().unwrap_or_default(),
             disk: directory::disk(&parts.paths.instance(record.id)),

@@ -22,6 +22,7 @@ use super::{
     cpio::Archive,
     disk::{self, DiskError},
     modules::{ModuleError, Modules},
+    vmlinux,
 };
 use crate::{
     digest::{Digest, Hasher},
@@ -33,9 +34,11 @@ use crate::{
 /// The package that always names Debian's newest kernel for virtual machines.
 const DEFAULT_PACKAGE: &str = "linux-image-cloud-amd64";
 /// Raise when what goes into the directory changes.
-const REVISION: u32 = 2;
+const REVISION: u32 = 3;
 const MAX_AGENT: u64 = 64 << 20;
 const MAX_KERNEL: u64 = 256 << 20;
+/// The largest kernel once decompressed.
+const MAX_VMLINUX: u64 = 512 << 20;
 
 /// The disk with all modules, in a kernel's directory.
 const MODULES_DISK: &str = "modules.ext4";
@@ -80,6 +83,9 @@ pub struct Kernel {
     pub package: String,
     /// The kernel: a bzImage.
     pub vmlinuz: PathBuf,
+    /// The same decompressed, an ELF file: what starts without being decompressed each time. `None`
+    /// when it is compressed in a way not known here.
+    pub vmlinux: Option<PathBuf>,
     /// The archive that every guest with this kernel shares; a guest's own is appended to it.
     pub initramfs: PathBuf,
     /// A read-only ext4 disk with all modules, to be mounted at [`Kernel::modules_target`]: for what
@@ -223,6 +229,7 @@ impl Store {
             release: record.release,
             package: record.package,
             vmlinuz: dir.join("vmlinuz"),
+            vmlinux: Some(dir.join("vmlinux")).filter(|file| file.exists()),
             initramfs: dir.join("initramfs.cpio"),
             modules: Some(dir.join(MODULES_DISK)).filter(|disk| disk.exists()),
         }))
@@ -286,7 +293,14 @@ impl Store {
         if !vmlinuz.is_file() {
             return Err(lacks(&name, "kernel"));
         }
-        write(&out.join("vmlinuz"), &read(&vmlinuz, MAX_KERNEL)?)?;
+        let compressed = read(&vmlinuz, MAX_KERNEL)?;
+        write(&out.join("vmlinuz"), &compressed)?;
+        match vmlinux::decompress(&compressed, MAX_VMLINUX) {
+            Ok(vmlinux) => write(&out.join("vmlinux"), &vmlinux)?,
+            Err(error) => job.note(format!(
+                "machines start more slowly: the kernel is decompressed each time ({error})"
+            )),
+        }
         let tree = unpacked.join("lib/modules").join(&release);
         let modules = Modules::read(&tree)?;
         write(&out.join("initramfs.cpio"), &initramfs(agent, &modules)?)?;

@@ -1,7 +1,7 @@
 //! What virtual machines boot: kernels with their initramfs, and disks made from images.
 //!
 //! ```text
-//!   ROOT/kernels/sha256/<key>/     a kernel of a distribution: vmlinuz, modules, initramfs
+//!   ROOT/kernels/sha256/<key>/     a kernel of a distribution: vmlinuz, vmlinux, modules, initramfs
 //!   ROOT/disks/sha256/<hex>/       the root disk of an image, under the image's digest
 //! ```
 //! Called by the daemon before a virtual machine starts. Both are derived: they can be made again at any
@@ -12,6 +12,7 @@ pub(crate) mod cpio;
 mod disk;
 mod kernel;
 mod modules;
+mod vmlinux;
 
 pub use cpio::config_archive;
 pub use disk::{DiskError, RootDisk, copy_disk};
