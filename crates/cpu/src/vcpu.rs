@@ -32,6 +32,12 @@ pub trait Partition: Send + Sync {
     /// # Errors
     /// When the kernel refuses; a destination that does not exist is no error.
     fn signal_msi(&self, msi: Msi) -> Result<(), CpuError>;
+
+    /// Instructions executed so far by all vCPUs, where the backend counts them; lags behind while
+    /// they run.
+    fn instructions(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// Why [`Vcpu::run`] came back.

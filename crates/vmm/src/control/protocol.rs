@@ -132,6 +132,9 @@ pub struct Stats {
     pub vcpus: Vec<VcpuStats>,
     /// Of all threads together.
     pub cpu_time_ns: u64,
+    /// Guest instructions of all vCPUs, where what executes them counts; lags behind a little.
+    #[serde(default)]
+    pub instructions: Option<u64>,
     /// Of RAM, that the host has given pages for.
     pub memory_resident_bytes: u64,
     /// What the guest says it lends by its balloon, if there is one.

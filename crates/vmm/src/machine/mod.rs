@@ -19,7 +19,7 @@ mod virtio;
 
 use std::{io, os::unix::net::UnixListener, path::PathBuf, sync::Arc, time::Instant};
 
-use cpu::{Backend, CpuError, Vcpu};
+use cpu::{Backend, CpuError, Partition, Vcpu};
 use devices::{pci::PciError, serial::Serial, virtio::Host};
 use memory::{Ram, RamError};
 
@@ -103,7 +103,7 @@ pub struct Machine {
     ram: Ram,
     platform: Platform,
     virtio: Virtio,
-    backend: Backend,
+    partition: Arc<dyn Partition>,
     started: Option<Instant>,
 }
 
@@ -155,7 +155,7 @@ impl Machine {
             ram,
             platform,
             virtio,
-            backend: parts.backend,
+            partition,
             started: None,
         };
         machine
@@ -196,7 +196,7 @@ impl Machine {
     /// What executes its vCPUs.
     #[must_use]
     pub fn backend(&self) -> Backend {
-        self.backend
+        self.partition.backend()
     }
 
     /// When it was started.
@@ -217,6 +217,7 @@ impl Machine {
         Stats {
             vcpus: vcpus.collect(),
             cpu_time_ns: process_time_ns(),
+            instructions: self.partition.instructions(),
             memory_resident_bytes: resident,
             balloon_bytes: self.virtio.balloon().map(|it| it.actual()),
         }
