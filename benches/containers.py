@@ -16,11 +16,11 @@ import sys
 import time
 from pathlib import Path
 
-from lib.bench import (Api, Row, alternating, background, cpu_seconds, inside, medians_ms, network_namespace,
-                       processes, pss_kib, publish, remove_groups, rss_kib, run, say, timed, v1_view, workspace)
+from lib.bench import (Row, alternating, background, compile_c, cpu_seconds, inside, medians_ms, network_namespace,
+                       processes, pss_kib, publish, rss_kib, run, say, timed, v1_view, workspace)
+from lib.daemon import BIN, Daemon
 
 HOUSE = Path(__file__).resolve().parent.parent
-BIN = Path(os.environ["BERTH_BIN"])
 RUNS = int(os.environ.get("BENCH_RUNS", 50))
 IDLE = int(os.environ.get("BENCH_IDLE", 500))
 RECORDED = int(os.environ.get("BENCH_RECORDED", 5000))
@@ -28,49 +28,6 @@ REGISTRY = "127.0.0.1:5000"
 # Enters what peers need to see of the host; set once by main.
 VIEW = []
 PARTS = ["oci", "run", "many", "idle", "pull", "list"]
-
-
-class Daemon:
-    """A Berth daemon in a directory and a network namespace of its own."""
-
-    def __init__(self, directory, netns, prefix="bb"):
-        self.root, self.run_dir = directory / "root", directory / "run"
-        self.socket = self.run_dir / "berth.sock"
-        self.env = {**os.environ, "BERTH_HOST": f"unix://{self.socket}", "BERTH_ROOT": str(self.root),
-                    "BERTH_RUN_DIR": str(self.run_dir)}
-        self.command = inside(netns, [BIN / "berth", "daemon", "--root", self.root, "--run-dir", self.run_dir,
-                                      "--prefix", prefix])
-        self.prefix = prefix
-        self.log = directory / "daemon.log"
-        self.pid = None
-
-    @contextlib.contextmanager
-    def running(self):
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        self.root.mkdir(parents=True, exist_ok=True)
-        try:
-            with background(self.command, self.log, self.answers, "berth daemon", env=self.env) as process:
-                self.pid = process.pid
-                try:
-                    yield self
-                finally:
-                    self.remove_all()
-        finally:
-            remove_groups(self.prefix)
-
-    def answers(self):
-        return subprocess.run([BIN / "berth", "info"], env=self.env, capture_output=True, check=False).returncode == 0
-
-    def berth(self, *words):
-        return run([BIN / "berth", *words], env=self.env)
-
-    def api(self):
-        return Api(self.socket)
-
-    def remove_all(self):
-        names = self.berth("list", "-o", "name").split()
-        for at in range(0, len(names), 100):
-            self.berth("rm", "-f", *names[at:at + 100])
 
 
 class Podman:
@@ -122,10 +79,6 @@ def default_filter(held):
         rules.append(rule)
     return {"defaultAction": profile["defaultAction"], "defaultErrnoRet": profile.get("defaultErrnoRet", 1),
             "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"], "syscalls": rules}
-
-
-def compile_c(source, out):
-    run(["gcc", "-O2", "-static", "-o", out, source])
 
 
 def oci(work, _netns):
@@ -318,7 +271,7 @@ def main():
             with workspace() as work:
                 rows += measure[part](work, netns)
     if wanted == PARTS:
-        publish("Performance: containers", NOTES, rows, peers, HOUSE / "docs/PERFORMANCE.md")
+        publish("Containers", NOTES, rows, peers, HOUSE / "docs/PERFORMANCE.md")
     else:
         publish("", "", rows, [], None)
 

@@ -50,6 +50,11 @@ def run(command, **options):
     return done.stdout.strip()
 
 
+def compile_c(source, out):
+    """Compiles a static program."""
+    run(["gcc", "-O2", "-static", "-o", out, source])
+
+
 def medians_ms(commands, runs, warmup=3, wrapper=()):
     """Median milliseconds of each of some commands, by hyperfine, without a shell. The runs are dealt out
     in rounds, so that a noisy minute falls on all of them alike."""
@@ -248,8 +253,9 @@ def table(rows):
     return "\n".join(lines)
 
 
-def publish(title, notes, rows, versions, path):
-    """Prints the rows, as JSON with `--json`, and else writes them into `path` too."""
+def publish(title, notes, rows, versions, path, load=None):
+    """Prints the rows, as JSON with `--json`, and else makes them the section `title` of the page `path` too. `load`
+    is the machine's load average when the bench began, before it made its own."""
     if "--json" in sys.argv:
         for row in rows:
             print(json.dumps({**asdict(row), "ratio": row.ratio}))
@@ -258,9 +264,19 @@ def publish(title, notes, rows, versions, path):
     if path is None:
         return
     today = datetime.datetime.now(datetime.timezone.utc).date()
+    busy = "" if load is None else f" Load average before: {load:.1f}."
     peers = "\n".join(f"- {version}" for version in versions)
-    Path(path).write_text(
-        f"# {title}\n\nMeasured {today} on {machine()}, by `scripts/bench`, which rewrites this page. "
-        f"Medians; all of one run, side by side: absolute figures differ between machines and hours, ratios "
-        f"much less.\n\n{table(rows)}\n\n{notes}\n\nPeers:\n{peers}\n")
+    section = (f"## {title}\n\nMeasured {today} on {machine()}.{busy}\n\n{table(rows)}\n\n{notes}\n\n"
+               f"Peers:\n{peers}\n")
+    path = Path(path)
+    old = path.read_text().split("\n## ")[1:] if path.exists() else []
+    sections = {text.partition("\n")[0]: f"## {text.rstrip()}\n" for text in old}
+    path.write_text("\n".join([PAGE, *{**sections, title: section}.values()]))
     say(f"written: {path}")
+
+
+PAGE = """# Performance
+
+By `scripts/bench`; each bench rewrites its section. Medians; all of one run, side by side: absolute figures differ
+between machines and hours, ratios much less.
+"""
