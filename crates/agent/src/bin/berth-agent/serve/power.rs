@@ -11,8 +11,10 @@ use rustix::{
 use super::application;
 use crate::console::say;
 
-/// How long programs are given between the two signals that end them, without an init to do it.
-const GRACE: Duration = Duration::from_secs(2);
+/// Longest that programs are given between the two signals that end them, without an init to do it.
+const MOST_GRACE: Duration = Duration::from_secs(10);
+/// How long what was killed may take to let go of its files before they are written out.
+const DYING: Duration = Duration::from_millis(20);
 
 /// Writes everything to disk and powers off. Returns only if the kernel refuses.
 pub fn off() {
@@ -41,7 +43,7 @@ pub fn shutdown(again: bool, grace_ms: u64) -> io::Result<()> {
     match init_signal(again) {
         Some(number) => signal_init(number),
         None => {
-            thread::Builder::new().spawn(move || end_without_init(again))?;
+            thread::Builder::new().spawn(move || end_without_init(again, grace))?;
             Ok(())
         }
     }
@@ -59,13 +61,13 @@ fn init_signal(again: bool) -> Option<i32> {
     busybox.then_some(if again { libc::SIGTERM } else { libc::SIGUSR2 })
 }
 
-/// Ends all programs and then the guest.
-fn end_without_init(again: bool) {
-    for signal in [Signal::TERM, Signal::KILL] {
+/// Ends all programs, which are given so long to end by themselves, and then the guest.
+fn end_without_init(again: bool, grace: Duration) {
+    for (signal, wait) in [(Signal::TERM, grace.min(MOST_GRACE)), (Signal::KILL, DYING)] {
         // All but PID 1 and ourselves.
         // SAFETY: no memory is involved.
         let _ = unsafe { libc::kill(-1, signal.as_raw()) };
-        thread::sleep(GRACE);
+        thread::sleep(wait);
     }
     end(if again {
         RebootCommand::Restart
