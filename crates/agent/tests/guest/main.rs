@@ -243,15 +243,12 @@ fn files(client: &mut Client<impl std::io::Read + std::io::Write>) {
     client.info().unwrap();
 }
 
-/// The root file system fills its disk; writes are held back and let go.
+/// The root file system fills its disk, by itself from the start; writes are held back and let go.
 fn disks(client: &mut Client<impl std::io::Read + std::io::Write>) {
-    let before = client.usage().unwrap();
+    // Asked again it has nothing to do.
     client.command(Verb::GrowRoot).unwrap();
     let after = client.usage().unwrap();
-    assert!(
-        before.disk_bytes < 1 << 30 && after.disk_bytes > 1900 << 20,
-        "{before:?} {after:?}"
-    );
+    assert!(after.disk_bytes > 1900 << 20, "{after:?}");
     assert!(after.memory_bytes > 128 << 20 && after.processes > 1 && after.cpu_us > 0);
 
     client.command(Verb::Freeze { timeout_ms: 60_000 }).unwrap();

@@ -101,6 +101,7 @@ async fn there_is_a_call_for_every_route() {
         reference: "b".into(),
     };
     refused(c.info().await);
+    refused(c.doctor().await);
     refused(c.openapi().await);
     refused(c.metrics().await);
     refused(
