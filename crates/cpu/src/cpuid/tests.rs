@@ -1,3 +1,5 @@
+//! Tests of `cpuid`.
+
 use std::arch::x86_64::__cpuid_count;
 
 use super::*;

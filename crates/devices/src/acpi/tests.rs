@@ -1,3 +1,5 @@
+//! Tests of `acpi`.
+
 use std::{
     process::Command,
     sync::{Arc, Mutex},

@@ -1,3 +1,5 @@
+//! Tests of `i8042`.
+
 use std::sync::{
     Arc,
     atomic::{AtomicU32, Ordering},

@@ -1,3 +1,5 @@
+//! Tests of `ioapic`.
+
 use std::sync::Arc;
 
 use proptest::prelude::*;

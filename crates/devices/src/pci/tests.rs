@@ -1,3 +1,5 @@
+//! Tests of `pci`.
+
 use std::sync::{Arc, Mutex};
 
 use memory::layout;

@@ -1,3 +1,5 @@
+//! Tests of `rtc`.
+
 use proptest::prelude::*;
 
 use super::{device::Time, *};

@@ -1,3 +1,5 @@
+//! Tests of `serial`.
+
 use std::{
     io,
     sync::{Arc, Mutex},

@@ -1,3 +1,5 @@
+//! Tests of `boot`.
+
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{

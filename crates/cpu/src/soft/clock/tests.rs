@@ -1,3 +1,5 @@
+//! Tests of `clock`.
+
 use memory::Ram;
 use vm_memory::{Bytes, GuestAddress};
 

@@ -1,3 +1,5 @@
+//! Tests of `lapic`.
+
 use std::{
     sync::{
         Arc, Mutex,

@@ -1,3 +1,5 @@
+//! Tests of `balloon`.
+
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::os::unix::fs::MetadataExt;

@@ -1,3 +1,5 @@
+//! Tests of `entropy`.
+
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use proptest::prelude::*;
