@@ -97,7 +97,20 @@ impl Channel {
     fn send(&self, bytes: &[u8]) -> Step<()> {
         rustix::io::retry_on_intr(|| rustix::net::send(&self.0, bytes, SendFlags::NOSIGNAL))
             .map(drop)
-            .ctx("the other side of the container's set-up is gone")
+            .map_err(|errno| self.last_words(errno))
+    }
+
+    /// Why nothing could be said: what the other side reported on its way out, if it did.
+    fn last_words(&self, errno: Errno) -> Failure {
+        let gone = matches!(errno, Errno::PIPE | Errno::CONNRESET);
+        match gone.then(|| self.hear()) {
+            Some(Ok(Heard::Failed(failure))) => failure,
+            _ => Failure {
+                what: "the other side of the container's set-up is gone".into(),
+                source: errno.into(),
+                program: false,
+            },
+        }
     }
 
     /// Says a word and hands over descriptors.
@@ -116,7 +129,7 @@ impl Channel {
             rustix::net::sendmsg(&self.0, &data, &mut control, SendFlags::NOSIGNAL)
         })
         .map(drop)
-        .ctx("the other side of the container's set-up is gone")
+        .map_err(|errno| self.last_words(errno))
     }
 
     /// Reports a failure; used by the child on its way out, so failing to report is ignored.
@@ -249,6 +262,17 @@ mod tests {
         drop(child);
         assert!(matches!(parent.hear().unwrap(), Heard::Failed(_)));
         assert!(matches!(parent.hear().unwrap(), Heard::End));
+    }
+
+    #[test]
+    fn who_speaks_to_a_side_that_failed_gets_its_last_words() {
+        let (parent, child) = Channel::pair().unwrap();
+        child.fail(&Failure::new("cannot enter the control group", "gone"));
+        drop(child);
+        let heard = parent.say_with(Word::Mapped, &[]).unwrap_err();
+        assert_eq!(heard.what, "cannot enter the control group");
+        let silent = parent.say(Word::Go).unwrap_err();
+        assert_eq!(silent.errno(), Some(Errno::PIPE));
     }
 
     #[test]
