@@ -121,7 +121,11 @@ impl Init<'_> {
 
     fn enter_namespaces(&mut self, channel: &Channel) -> Step<()> {
         let linux = &self.spec.linux;
-        if let Some(cgroup) = &self.cgroup {
+        // A group handed over to the container's root lets this process in as that root only, which
+        // it is not before its ids are mapped. All others it enters while the parent maps them.
+        let handed_over =
+            linux.is_new(NamespaceKind::User) && cgroups::delegated_to(self.spec).is_some();
+        if let Some(cgroup) = self.cgroup.as_ref().filter(|_| !handed_over) {
             cgroups::enter_v1(cgroup)?;
         }
         rustix::process::setsid().ctx("cannot start a session")?;
@@ -129,6 +133,9 @@ impl Init<'_> {
         if linux.is_new(NamespaceKind::User) {
             let late = channel.expect(Word::Mapped)?;
             self.mounts.accept_late(late)?;
+        }
+        if let Some(cgroup) = self.cgroup.as_ref().filter(|_| handed_over) {
+            cgroups::enter_v1(cgroup)?;
         }
         if linux.has(NamespaceKind::User) {
             become_root()?;
