@@ -25,6 +25,8 @@ pub enum DeviceKind {
     Balloon,
     /// Sockets between guest and host.
     Vsock,
+    /// Folder of the host.
+    Fs,
 }
 
 impl DeviceKind {
@@ -38,6 +40,7 @@ impl DeviceKind {
             Self::Entropy => 4,
             Self::Balloon => 5,
             Self::Vsock => 19,
+            Self::Fs => 26,
         }
     }
 
@@ -46,7 +49,7 @@ impl DeviceKind {
     pub fn pci_class(self) -> u32 {
         match self {
             Self::Net => 0x02_0000,
-            Self::Block => 0x01_8000,
+            Self::Block | Self::Fs => 0x01_8000,
             Self::Console => 0x07_8000,
             Self::Entropy | Self::Balloon => 0xff_0000,
             Self::Vsock => 0x02_8000,
@@ -63,6 +66,7 @@ impl DeviceKind {
             Self::Entropy => "virtio-entropy",
             Self::Balloon => "virtio-balloon",
             Self::Vsock => "virtio-vsock",
+            Self::Fs => "virtio-fs",
         }
     }
 }

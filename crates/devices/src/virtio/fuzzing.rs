@@ -21,6 +21,7 @@ use super::{
     block::{Block, BlockOptions, FileDisk},
     console::Console,
     entropy::Entropy,
+    fs::{Descriptors, Folder, FolderLimits, Fs, fuse},
     net::{Net, NetOptions, Port},
     pci::{VirtioPci, place},
     vsock::{Dial, Vsock, VsockOptions},
@@ -39,6 +40,7 @@ pub fn fuzz(bytes: &[u8]) {
     let Some((kind, bytes)) = bytes.split_first() else {
         return;
     };
+    fuse_requests(bytes);
     for transport_too in [false, true] {
         let Ok((made, header)) = make(*kind) else {
             return;
@@ -73,7 +75,7 @@ impl Dial for Nobody {
 fn make(kind: u8) -> io::Result<(Box<dyn VirtioDevice>, Vec<u8>)> {
     let host = Host::default();
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
-    Ok(match kind % 6 {
+    Ok(match kind % 7 {
         0 => {
             let file = rustix::fs::memfd_create("fuzzed", flags)?;
             rustix::fs::ftruncate(&file, RAM_BYTES)?;
@@ -110,6 +112,10 @@ fn make(kind: u8) -> io::Result<(Box<dyn VirtioDevice>, Vec<u8>)> {
             balloon.control().refresh_stats();
             (Box::new(balloon), vec![2, 0, 0, 0])
         }
+        5 => (
+            Box::new(Fs::new("fuzzed", empty_folder()?, &host)?),
+            fuse_header(),
+        ),
         _ => {
             let options = VsockOptions {
                 guest_cid: 0,
@@ -122,6 +128,63 @@ fn make(kind: u8) -> io::Result<(Box<dyn VirtioDevice>, Vec<u8>)> {
             (Box::new(Vsock::new(options, &host)?), header)
         }
     })
+}
+
+/// A folder with nothing in it, to which nothing can be added.
+fn empty_folder() -> io::Result<Folder> {
+    let place = std::env::temp_dir().join(format!("berth-fuzz-{}", std::process::id()));
+    std::fs::create_dir_all(&place)?;
+    let root = std::fs::File::open(&place)?.into();
+    // It lives on as long as it is open.
+    std::fs::remove_dir(&place)?;
+    Folder::new(root, Descriptors::open()?, true, &FolderLimits::default())
+}
+
+/// The header of a lookup in the root of a folder, and what follows of a greeting.
+pub fn fuse_header() -> Vec<u8> {
+    let mut header = vec![0; fuse::IN_HEADER];
+    (header[0], header[4], header[16]) = (56, 26, 1);
+    header.extend(
+        [fuse::MAJOR, fuse::MINOR, 0, 0]
+            .map(u32::to_le_bytes)
+            .concat(),
+    );
+    header
+}
+
+/// Requests as a guest could write them, to a folder that greeted it.
+pub fn fuse_requests(bytes: &[u8]) {
+    let Ok(mut folder) = empty_folder() else {
+        return;
+    };
+    let mut reply = fuse::Reply::default();
+    let mut ask = |header: fuse::Header, arguments: &[u8]| {
+        reply.clear();
+        if let Ok(request) = fuse::Request::parse(header, arguments) {
+            let _ = folder.call(&request, arguments.len() * 8, &mut reply);
+        }
+    };
+    let mut header = fuse::Header {
+        length: 0,
+        opcode: 26,
+        unique: 0,
+        node: 1,
+        uid: 0,
+        gid: 0,
+    };
+    ask(
+        header,
+        &[fuse::MAJOR, fuse::MINOR, 0, 0]
+            .map(u32::to_le_bytes)
+            .concat(),
+    );
+    let mut rest = bytes;
+    while let [opcode, node, length, more @ ..] = rest {
+        (header.opcode, header.node) = (u32::from(*opcode % 54), u64::from(*node % 4));
+        let (arguments, after) = more.split_at(usize::from(*length).min(more.len()));
+        ask(header, arguments);
+        rest = after;
+    }
 }
 
 /// Counts what a device does to its driver.

@@ -27,6 +27,7 @@ mod chain;
 pub mod console;
 mod device;
 pub mod entropy;
+pub mod fs;
 #[doc(hidden)]
 pub mod fuzzing;
 mod limiter;

@@ -1,0 +1,79 @@
+//! The device.
+
+use std::io;
+
+use super::{
+    Folder,
+    config::{self, MAX_TAG, QUEUES},
+    handler::FsHandler,
+};
+use crate::virtio::{
+    ActivateError, Activation, DeviceKind, Host, VirtQueue, VirtioDevice, Worker, read_config_bytes,
+};
+
+/// A folder of the host.
+pub struct Fs {
+    tag: String,
+    /// While the worker does not have it.
+    folder: Option<Folder>,
+    worker: Worker<FsHandler>,
+}
+
+impl Fs {
+    /// What names of threads begin with: they need other rights than those of other devices.
+    pub const THREAD: &str = "share-";
+
+    /// Shows `folder` under a name of 1 to 36 bytes, by which the guest mounts it. Its thread is
+    /// started here.
+    ///
+    /// # Errors
+    /// When the host gives no thread, or the name is none.
+    pub fn new(tag: &str, folder: Folder, host: &Host) -> io::Result<Self> {
+        if tag.is_empty() || tag.len() > MAX_TAG || tag.contains('\0') {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(Self {
+            tag: tag.to_owned(),
+            folder: Some(folder),
+            worker: Worker::spawn(&format!("{}{tag}", Self::THREAD), host)?,
+        })
+    }
+}
+
+impl VirtioDevice for Fs {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Fs
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&config::space(&self.tag), offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let folder = self.folder.take().ok_or(ActivateError::Worker)?;
+        let handler = FsHandler::new(activation.queues, folder, activation.interrupt);
+        self.worker.start(handler)
+    }
+
+    fn deactivate(&mut self) -> Vec<VirtQueue> {
+        let Some(handler) = self.worker.stop() else {
+            return Vec::new();
+        };
+        self.folder = Some(handler.folder);
+        handler.queues
+    }
+
+    fn reset(&mut self) {
+        if let Some(folder) = &mut self.folder {
+            folder.forget_all();
+        }
+    }
+}
