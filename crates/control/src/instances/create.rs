@@ -202,8 +202,12 @@ impl Control {
             let text = format!("instance {:?} could not be created: {text}", record.name);
             return Err(Problem::new(code, text));
         }
-        self.wait_settled(record.id, wait.saturating_sub(begun.elapsed()))
-            .await
+        let settled = self.wait_settled(record.id, wait.saturating_sub(begun.elapsed()));
+        match settled.await {
+            // It is made, and on its way: whoever did not want to wait longer is told how far it is.
+            Err(problem) if problem.code == ErrorCode::Timeout => self.detail(&record).await,
+            settled => settled,
+        }
     }
 }
 

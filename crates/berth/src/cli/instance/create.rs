@@ -327,6 +327,8 @@ async fn create(
                 .await
                 .map_err(|failure| without_registry(failure, &create.spec.image))?;
         }
+    }
+    if !has_begun(&made) {
         made = begun(&cx.client, &made.instance.id).await?;
     }
     if made.instance.status == "failed" {
@@ -350,16 +352,17 @@ async fn begun(client: &Client, id: &str) -> Outcome<InstanceDetail> {
     loop {
         // By id: another may have the name by now.
         let made = client.show_instance(id).await?;
-        let instance = &made.instance;
-        let waits = ["creating", "stopped"].contains(&instance.status.as_str());
-        if !waits || instance.exit.is_some() || instance.message.is_some() {
-            return Ok(made);
-        }
-        if Instant::now() > deadline {
+        if has_begun(&made) || Instant::now() > deadline {
             return Ok(made);
         }
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+fn has_begun(made: &InstanceDetail) -> bool {
+    let instance = &made.instance;
+    let waits = ["creating", "stopped"].contains(&instance.status.as_str());
+    !waits || instance.exit.is_some() || instance.message.is_some()
 }
 
 /// Two images need no registry; whoever cannot reach one is told.
