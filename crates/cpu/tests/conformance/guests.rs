@@ -5,34 +5,32 @@ use std::time::Duration;
 use cpu::{Exit, Msi, VcpuState};
 use iced_x86::code_asm::*;
 
-use crate::machine::{Access, CODE, DEVICE, DONE, Machine, RESULT, UNMAPPED, long_mode, within};
+use crate::machine::{
+    Access, CODE, DEVICE, HANDLER, Machine, RESULT, UNMAPPED, done, long_mode, within,
+};
 
 /// Memory-mapped registers of the local APIC.
 const LAPIC: u32 = 0xfee0_0000;
-const SPURIOUS: u32 = LAPIC + 0xf0;
+pub const SPURIOUS: u32 = LAPIC + 0xf0;
 const EOI: u32 = LAPIC + 0xb0;
 const COMMAND_LOW: u32 = LAPIC + 0x300;
 const COMMAND_HIGH: u32 = LAPIC + 0x310;
-const TIMER: u32 = LAPIC + 0x320;
-const TIMER_COUNT: u32 = LAPIC + 0x380;
-const TIMER_DIVIDE: u32 = LAPIC + 0x3e0;
+pub const TIMER: u32 = LAPIC + 0x320;
+pub const TIMER_COUNT: u32 = LAPIC + 0x380;
+pub const TIMER_DIVIDE: u32 = LAPIC + 0x3e0;
 /// The vector the tests use.
-const VECTOR: u8 = 0x50;
-const HANDLER: u64 = CODE + 0x1000;
+pub const VECTOR: u8 = 0x50;
 /// Where a vCPU that is started begins, in real mode: a page below 1 MiB.
 const TRAMPOLINE: u64 = 0x8000;
 
-fn done(a: &mut CodeAssembler) {
-    a.out(i32::from(DONE), al).unwrap();
-    let mut here = a.create_label();
-    a.set_label(&mut here).unwrap();
-    a.hlt().unwrap();
-    a.jmp(here).unwrap();
-}
-
-fn store(a: &mut CodeAssembler, address: u32, value: u32) {
+pub fn store(a: &mut CodeAssembler, address: u32, value: u32) {
     a.mov(edi, address).unwrap();
     a.mov(dword_ptr(rdi), value).unwrap();
+}
+
+/// Tells the local APIC that a handler is done; `rdi` is lost.
+pub fn end_interrupt(a: &mut CodeAssembler) {
+    store(a, EOI, 0);
 }
 
 /// A handler that counts at [`RESULT`], ends the interrupt and returns.
@@ -42,7 +40,7 @@ fn counting_handler(machine: &Machine) {
         a.push(rdi).unwrap();
         a.mov(edi, RESULT as u32).unwrap();
         a.lock().add(qword_ptr(rdi), 1).unwrap();
-        store(a, EOI, 0);
+        end_interrupt(a);
         a.pop(rdi).unwrap();
         a.iretq().unwrap();
     });

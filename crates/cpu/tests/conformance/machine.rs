@@ -11,21 +11,28 @@ use cpu::{
     cpuid::Table,
     kvm::KvmPartition,
     soft::SoftPartition,
-    state::{SegmentState, TableState},
+    state::{Activity, SegmentState, TableState},
 };
-use iced_x86::code_asm::CodeAssembler;
+use iced_x86::code_asm::{CodeAssembler, al};
 use memory::Ram;
 
 /// Memory of a guest.
 pub const RAM_BYTES: u64 = 4 << 20;
 /// Its page tables; all of the first GiB is mapped as itself, and 2 MiB pages of devices.
 const TABLES: u64 = 0x1000;
+/// Bits of entries: present and writable; a large page.
+const USED: u64 = 0x3;
+const LARGE: u64 = 0x80;
+/// Tables that some tests add.
+const LEAVES: u64 = 0x38_0000;
 /// Its interrupt descriptor table, of 64-bit gates.
 pub const IDT: u64 = 0x6000;
 /// Its global descriptor table: null, code, data, task.
 const GDT: u64 = 0x7000;
 /// Where code lies.
 pub const CODE: u64 = 0x1_0000;
+/// Where handlers of interrupts lie.
+pub const HANDLER: u64 = CODE + 0x6000;
 /// Top of the stack of the first vCPU; of each other one a page above.
 const STACK: u64 = 0x8_0000;
 /// Where guests leave what they found.
@@ -130,6 +137,11 @@ pub fn backends() -> Vec<(&'static str, Result<Machine, String>)> {
     all.map(|(name, make)| (name, Machine::new(make))).into()
 }
 
+/// The software CPU, for what hardware need not be asked.
+pub fn software() -> Machine {
+    Machine::new(soft).unwrap()
+}
+
 fn kvm(ram: &Ram, bus: Arc<Recorder>) -> Result<Box<dyn Partition>, String> {
     let supported = KvmPartition::supported_cpuid().map_err(|error| error.to_string())?;
     let cpuid = move |index: u32| {
@@ -194,8 +206,6 @@ impl Machine {
     }
 
     fn tables(&self) {
-        const USED: u64 = 0x3;
-        const LARGE: u64 = 0x80;
         self.word(TABLES, (TABLES + 0x1000) | USED);
         for gib in 0..4 {
             let table = TABLES + 0x2000 + gib * 0x1000;
@@ -218,6 +228,46 @@ impl Machine {
         {
             self.word(GDT + index as u64 * 8, *descriptor);
         }
+    }
+
+    /// Maps 2 MiB at a linear address of the first 4 GiB.
+    pub fn map_large(&self, linear: u64, physical: u64) {
+        self.word(directory_entry(linear), physical | USED | LARGE);
+    }
+
+    /// Maps 4 KiB at a linear address of the first 4 GiB, and nothing around it; where the entry is that does.
+    pub fn map_small(&self, linear: u64, physical: u64) -> u64 {
+        let entry = LEAVES + (linear >> 12 & 0x1ff) * 8;
+        self.word(entry, physical | USED);
+        self.word(directory_entry(linear), LEAVES | USED);
+        entry
+    }
+
+    /// A second address space, for `cr3`: as the first, but for 4 KiB at a linear address that [`Self::map_small`]
+    /// mapped.
+    pub fn second_space(&self, linear: u64, physical: u64) -> u64 {
+        const SPACE: u64 = LEAVES + 0x1000;
+        let leaves = SPACE + 0x3000;
+        for page in 0..2 {
+            for entry in (0..0x1000).step_by(8) {
+                self.word(
+                    SPACE + page * 0x1000 + entry,
+                    self.read(TABLES + page * 0x1000 + entry),
+                );
+            }
+        }
+        let directory = directory_entry(linear);
+        for entry in (0..0x1000).step_by(8) {
+            self.word(
+                SPACE + 0x2000 + entry,
+                self.read((directory & !0xfff) + entry),
+            );
+        }
+        self.word(SPACE, (SPACE + 0x1000) | USED);
+        self.word(SPACE + 0x1000 + (linear >> 30) * 8, (SPACE + 0x2000) | USED);
+        self.word(SPACE + 0x2000 + (directory & 0xfff), leaves | USED);
+        self.word(leaves + (linear >> 12 & 0x1ff) * 8, physical | USED);
+        SPACE
     }
 
     /// Assembles 64-bit code at an address.
@@ -245,10 +295,7 @@ impl Machine {
 
     /// The first vCPU, in 64-bit mode at [`CODE`].
     pub fn vcpu(&self) -> Box<dyn Vcpu> {
-        let mut vcpu = self.partition.create_vcpu(0).unwrap();
-        vcpu.set_state(&long_mode(0)).unwrap();
-        self.watch(&*vcpu);
-        vcpu
+        self.vcpu_at(0, CODE)
     }
 
     /// Ends a vCPU's run when the guest is done.
@@ -256,11 +303,58 @@ impl Machine {
         self.bus.kickers.lock().unwrap().push(vcpu.kicker());
     }
 
+    /// Runs as many vCPUs as there are addresses, each from its own, until the guest is done; `meanwhile` is called
+    /// now and then.
+    pub fn run_all(&self, codes: &[u64], time: Duration, meanwhile: impl Fn()) {
+        let mut vcpus: Vec<_> = (0..)
+            .zip(codes)
+            .map(|(index, code)| self.vcpu_at(index, *code))
+            .collect();
+        std::thread::scope(|scope| {
+            let runs: Vec<_> = vcpus
+                .iter_mut()
+                .map(|vcpu| scope.spawn(move || within(&mut **vcpu, time)))
+                .collect();
+            while !self.bus.is_done() && !runs.iter().any(|run| run.is_finished()) {
+                meanwhile();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            for run in runs {
+                assert_eq!(run.join().unwrap(), Exit::Kicked);
+            }
+        });
+    }
+
+    /// A vCPU in 64-bit mode at some code.
+    fn vcpu_at(&self, index: u32, code: u64) -> Box<dyn Vcpu> {
+        let mut vcpu = self.partition.create_vcpu(index).unwrap();
+        let mut state = long_mode(index);
+        state.activity = Activity::Running;
+        state.registers.rip = code;
+        vcpu.set_state(&state).unwrap();
+        self.watch(&*vcpu);
+        vcpu
+    }
+
     /// Runs the first vCPU until the guest is done or shuts down.
     pub fn run(&self) -> Exit {
         let mut vcpu = self.vcpu();
         within(&mut *vcpu, Duration::from_secs(20))
     }
+}
+
+/// Where a linear address of the first 4 GiB has its entry for 2 MiB.
+fn directory_entry(linear: u64) -> u64 {
+    TABLES + 0x2000 + (linear >> 30) * 0x1000 + (linear >> 21 & 0x1ff) * 8
+}
+
+/// Says that the guest is done.
+pub fn done(a: &mut CodeAssembler) {
+    a.out(i32::from(DONE), al).unwrap();
+    let mut here = a.create_label();
+    a.set_label(&mut here).unwrap();
+    a.hlt().unwrap();
+    a.jmp(here).unwrap();
 }
 
 /// Runs a vCPU; one that does not come back in time is a failure.

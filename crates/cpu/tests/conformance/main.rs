@@ -11,9 +11,12 @@
 )]
 
 mod guests;
+mod interrupts;
+mod litmus;
 mod machine;
+mod writes;
 
-use machine::{Machine, backends};
+use machine::{Machine, backends, software};
 
 /// Runs a guest on every backend.
 fn on_all(test: &str, run: impl Fn(Machine)) {
@@ -76,4 +79,131 @@ fn a_kicked_vcpu_goes_on_elsewhere_from_its_saved_state() {
 #[test]
 fn code_that_is_written_is_executed_as_written() {
     on_all("written code", guests::written_code);
+}
+
+#[test]
+fn stores_may_be_buffered() {
+    litmus::STORE_BUFFERING.run(&software());
+}
+
+#[test]
+fn a_fence_empties_the_store_buffer() {
+    litmus::STORE_BUFFERING_FENCED.run(&software());
+}
+
+#[test]
+fn a_locked_instruction_empties_the_store_buffer() {
+    litmus::STORE_BUFFERING_LOCKED.run(&software());
+}
+
+#[test]
+fn stores_are_seen_in_their_order() {
+    litmus::MESSAGE_PASSING.run(&software());
+}
+
+#[test]
+fn stores_of_any_kind_are_seen_in_their_order() {
+    litmus::MESSAGE_PASSING_OTHERWISE.run(&software());
+}
+
+#[test]
+fn no_load_sees_a_later_store() {
+    litmus::LOAD_BUFFERING.run(&software());
+}
+
+#[test]
+fn all_vcpus_see_stores_in_one_order() {
+    litmus::INDEPENDENT_READS.run(&software());
+}
+
+#[test]
+fn a_variable_never_goes_back() {
+    litmus::COHERENCE.run(&software());
+}
+
+#[test]
+fn crossed_stores_do_not_both_come_first() {
+    litmus::CROSSED_STORES.run(&software());
+}
+
+#[test]
+fn sixteen_bytes_change_at_once() {
+    litmus::SIXTEEN_BYTES.run(&software());
+}
+
+#[test]
+fn additions_by_every_locked_instruction_are_all_there() {
+    litmus::locked_sums(&software());
+}
+
+#[test]
+fn a_store_changes_the_next_instruction() {
+    on_all(
+        "a store changes the next instruction",
+        writes::next_instruction,
+    );
+}
+
+#[test]
+fn a_string_store_changes_the_next_instruction() {
+    on_all(
+        "a string store changes the next instruction",
+        writes::next_instruction_by_string,
+    );
+}
+
+#[test]
+fn a_hot_routine_is_called_as_written() {
+    on_all("a hot routine is called as written", writes::called_routine);
+}
+
+#[test]
+fn code_is_written_by_another_address() {
+    on_all("code is written by another address", writes::alias);
+}
+
+#[test]
+fn a_branch_comes_and_goes() {
+    on_all("a branch comes and goes", writes::static_key);
+}
+
+#[test]
+fn an_instruction_in_two_pages_changes_with_the_second() {
+    on_all(
+        "an instruction in two pages changes with the second",
+        writes::crossing,
+    );
+}
+
+#[test]
+fn routines_are_copied_over_each_other() {
+    on_all("routines are copied over each other", writes::copied_over);
+}
+
+#[test]
+fn what_a_page_maps_is_what_is_executed() {
+    on_all("what a page maps is what is executed", writes::remapped);
+}
+
+#[test]
+fn address_spaces_have_code_of_their_own() {
+    on_all(
+        "address spaces have code of their own",
+        writes::address_spaces,
+    );
+}
+
+#[test]
+fn a_vcpu_executes_what_another_wrote() {
+    on_all("a vcpu executes what another wrote", writes::other_vcpu);
+}
+
+#[test]
+fn a_device_writes_over_a_hot_loop() {
+    on_all("a device writes over a hot loop", writes::device);
+}
+
+#[test]
+fn hot_code_does_not_notice_interrupts() {
+    interrupts::in_hot_code(&software());
 }
