@@ -9,7 +9,7 @@
 //! | [`Netns`] | a network namespace with loopback |
 //! | [`Registry`] | Debian's `docker-registry` inside one |
 //! | [`Daemon`] | `berth daemon` with a root, a prefix and a network namespace of its own |
-//! | [`images()`] | images made once and lent to many daemons |
+//! | [`images()`], [`images_of`] | images made once and lent to many daemons |
 //! | [`Terminal`] | a pseudo-terminal to press keys at |
 //! | [`leftovers()`] | what a daemon or its guests left on the host |
 
@@ -25,7 +25,7 @@ mod skip;
 mod terminal;
 
 pub use daemon::{Daemon, Said};
-pub use images::images;
+pub use images::{images, images_of};
 pub use leftovers::leftovers;
 pub use netns::Netns;
 pub use process::Background;

@@ -1,5 +1,7 @@
 //! Virtual machines through the same verbs as containers, on whatever executes them here.
 
+use std::path::{Path, PathBuf};
+
 use testkit::Daemon;
 
 use crate::common::{self, until_so};
@@ -19,10 +21,11 @@ fn idle(test: &str) -> Option<Daemon> {
     if testkit::lacks(test, &tools) {
         return None;
     }
-    let made = testkit::images(
-        std::path::Path::new(common::BERTH),
+    let made = testkit::images_of(
+        Path::new(common::BERTH),
         &common::cache(),
         "machine",
+        &[&agent()],
         |daemon| {
             daemon.berth(&["image", "build", "--recipe", "busybox"])?;
             // The first one makes kernel and disk.
@@ -50,7 +53,14 @@ fn idle(test: &str) -> Option<Daemon> {
     Some(daemon)
 }
 
-fn daemon(test: &str) -> Option<Daemon> {
+/// The agent that goes into kernels: where the daemon looks for it.
+fn agent() -> PathBuf {
+    let beside = || Path::new(common::BERTH).with_file_name("berth-agent");
+    std::env::var_os("BERTH_AGENT").map_or_else(beside, PathBuf::from)
+}
+
+/// A daemon with what a machine needs; `None`, said loudly, where that cannot be made.
+pub fn daemon(test: &str) -> Option<Daemon> {
     let mut daemon = idle(test)?;
     daemon.restart().unwrap();
     Some(daemon)

@@ -17,4 +17,5 @@ mod refusals;
 mod software;
 mod terminal;
 mod tokens;
+mod unified;
 mod volumes;

@@ -227,7 +227,8 @@ fn failure(kind: ErrorKind, error: &dyn std::error::Error) -> Failure {
 
 fn io_failure(error: io::Error) -> Failure {
     let kind = match error.kind() {
-        io::ErrorKind::NotFound => ErrorKind::NotFound,
+        // A directory was asked for, and there is none.
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ErrorKind::NotFound,
         io::ErrorKind::PermissionDenied => ErrorKind::NotExecutable,
         io::ErrorKind::InvalidInput => ErrorKind::Invalid,
         _ if error.raw_os_error() == Some(libc::ENOEXEC) => ErrorKind::NotExecutable,
