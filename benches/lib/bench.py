@@ -23,7 +23,10 @@ from pathlib import Path
 
 @dataclass
 class Row:
-    """One measurement. `peer` is empty where a figure stands for itself."""
+    """One measurement. `peer` is empty where a figure stands for itself. A bench with other columns has a class with
+    `HEAD`, `cells` and `record` of its own."""
+
+    HEAD = "| measurement | unit | Berth | peer | which | ratio | wanted |\n|---|---|---:|---:|---|---:|---|"
 
     name: str
     unit: str
@@ -35,6 +38,13 @@ class Row:
     @property
     def ratio(self):
         return self.berth / self.peer if self.peer else None
+
+    def cells(self):
+        return [self.name, self.unit, number(self.berth), number(self.peer), self.peer_name, number(self.ratio),
+                self.target]
+
+    def record(self):
+        return {**asdict(self), "ratio": self.ratio}
 
 
 def say(text):
@@ -246,11 +256,7 @@ def machine():
 
 def table(rows):
     """Markdown."""
-    lines = ["| measurement | unit | Berth | peer | which | ratio | wanted |", "|---|---|---:|---:|---|---:|---|"]
-    for row in rows:
-        cells = [row.name, row.unit, number(row.berth), number(row.peer), row.peer_name, number(row.ratio), row.target]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([rows[0].HEAD, *["| " + " | ".join(row.cells()) + " |" for row in rows]])
 
 
 def publish(title, notes, rows, versions, path, load=None):
@@ -258,7 +264,7 @@ def publish(title, notes, rows, versions, path, load=None):
     is the machine's load average when the bench began, before it made its own."""
     if "--json" in sys.argv:
         for row in rows:
-            print(json.dumps({**asdict(row), "ratio": row.ratio}))
+            print(json.dumps(row.record()))
         return
     print(table(rows))
     if path is None:

@@ -1,6 +1,6 @@
 // What a processor is asked to do, by the nanosecond: run as it is on the host, and as the init of guests.
 //
-// Prints "ROW name nanoseconds" for each test, the best of some rounds, and "DONE"; as process 1 it then
+// Prints "ROW name nanoseconds" for each test, the median of some rounds, and "DONE"; as process 1 it then
 // waits to be ended. It is static and needs no file but itself, which it executes again, with an argument, to do
 // nothing.
 
@@ -300,30 +300,31 @@ static void vfork_exec(void)
         abort();
 }
 
+static double seconds_of(void (*test)(void), long times)
+{
+    double began = now();
+    for (long i = 0; i < times; i++)
+        test();
+    return now() - began;
+}
+
+static int compare(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
 static void measure(const char *name, void (*test)(void), int each)
 {
+    double taken[ROUNDS];
     long times = 1;
-    double best = 1e9;
-    for (;;) {
-        double began = now();
-        for (long i = 0; i < times; i++)
-            test();
-        double taken = now() - began;
-        if (taken >= ROUND_SECONDS / 4) {
-            times = (long)(times * ROUND_SECONDS / taken) + 1;
-            break;
-        }
+    while ((taken[0] = seconds_of(test, times)) < ROUND_SECONDS / 4)
         times *= 4;
-    }
-    for (int round = 0; round < ROUNDS; round++) {
-        double began = now();
-        for (long i = 0; i < times; i++)
-            test();
-        double taken = (now() - began) / times;
-        if (taken < best)
-            best = taken;
-    }
-    printf("ROW %s %.3f\n", name, best * 1e9 / each);
+    times = (long)(times * ROUND_SECONDS / taken[0]) + 1;
+    for (int round = 0; round < ROUNDS; round++)
+        taken[round] = seconds_of(test, times) / times;
+    qsort(taken, ROUNDS, sizeof *taken, compare);
+    printf("ROW %s %.3f\n", name, taken[ROUNDS / 2] * 1e9 / each);
     fflush(stdout);
 }
 
