@@ -1,0 +1,236 @@
+//! Tier 1 against tier 0: what is translated must end as what is interpreted, instruction by instruction and in programs
+//! of many blocks: the same registers, flags and memory, the same faults at the same place, the same accesses to devices
+//! in the same order.
+//!
+//! Tier 0 itself is held against the host's processor by the `differential` tests. By default each test tries some
+//! thousand programs; `CPU_TIERS_PROGRAMS` asks for another number, `CPU_TIERS_SEED` for others. A failure prints the
+//! program and the state it began with.
+
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#![allow(missing_docs, reason = "a test is read, not called")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod guest;
+mod instruction;
+mod program;
+mod random;
+
+use std::collections::BTreeMap;
+
+use guest::{CODE, End, Guest, PAGE, State, Tier};
+use iced_x86::{Code, Decoder, DecoderOptions, InstructionInfoFactory};
+use program::Program;
+use random::Random;
+
+/// Often enough that anything is translated.
+const RUNS: u64 = 40;
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |value| value.parse().expect("a number"))
+}
+
+/// The same guest on both tiers.
+struct Pair {
+    zero: Guest,
+    one: Guest,
+    random: Random,
+    factory: InstructionInfoFactory,
+    content: Vec<u8>,
+}
+
+impl Pair {
+    fn new(seed: u64) -> Self {
+        Self {
+            zero: Guest::new(Tier::Zero),
+            one: Guest::new(Tier::One),
+            random: Random::new(seed),
+            factory: InstructionInfoFactory::new(),
+            content: vec![0; Guest::data_bytes()],
+        }
+    }
+
+    /// Other data.
+    fn refresh(&mut self) {
+        for chunk in self.content.chunks_mut(8) {
+            chunk.copy_from_slice(&self.random.float().to_le_bytes());
+        }
+    }
+
+    fn load(&mut self, program: &Program) {
+        for (address, bytes) in &program.code {
+            self.zero.write(*address, bytes);
+            self.one.write(*address, bytes);
+        }
+    }
+
+    /// Runs a program again and again from other states; the first difference.
+    fn compare(&mut self, program: &Program, runs: u64) -> Result<(), String> {
+        self.load(program);
+        self.refresh();
+        let rip = program.code[0].0;
+        for run in 0..runs {
+            let start = program::state(program.roles, rip, &mut self.random);
+            self.zero.fill(&self.content);
+            let Some(expected) = self.zero.run(&start) else {
+                continue;
+            };
+            self.one.fill(&self.content);
+            let found = self.one.run(&start).expect("tier 1 runs to the end");
+            if found != expected {
+                let what = difference(&expected, &found);
+                return Err(format!(
+                    "run {run}: {what}\nfrom {}\n{}",
+                    text_of(&start),
+                    listing(program)
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn text_of(state: &State) -> String {
+    format!(
+        "regs {:x?} flags {:x} mxcsr {:x}",
+        state.regs, state.flags, state.vector.mxcsr
+    )
+}
+
+fn difference(expected: &End, found: &End) -> String {
+    let mut text = String::new();
+    let mut note = |what: &str, expected: String, found: String| {
+        if expected != found {
+            text += &format!("{what}: tier 0 {expected}, tier 1 {found}\n");
+        }
+    };
+    note(
+        "fault",
+        format!("{:x?}", expected.fault),
+        format!("{:x?}", found.fault),
+    );
+    note(
+        "rip",
+        format!("{:x}", expected.rip),
+        format!("{:x}", found.rip),
+    );
+    note(
+        "flags",
+        format!("{:x}", expected.flags),
+        format!("{:x}", found.flags),
+    );
+    note(
+        "cr2",
+        format!("{:x}", expected.cr2),
+        format!("{:x}", found.cr2),
+    );
+    note(
+        "devices",
+        format!("{:x?}", expected.touches),
+        format!("{:x?}", found.touches),
+    );
+    for number in 0..16 {
+        let (before, after) = (expected.regs[number], found.regs[number]);
+        note(
+            &format!("register {number}"),
+            format!("{before:x}"),
+            format!("{after:x}"),
+        );
+    }
+    let (before, after) = (expected.vector.area(), found.vector.area());
+    for (number, (before, after)) in before.chunks(16).zip(after.chunks(16)).enumerate() {
+        note(
+            &format!("vector state + {}", number * 16),
+            format!("{before:x?}"),
+            format!("{after:x?}"),
+        );
+    }
+    let lines = expected.memory.chunks(16).zip(found.memory.chunks(16));
+    for (number, (before, after)) in lines.enumerate() {
+        note(
+            &format!("data + {:x}", number * 16),
+            format!("{before:x?}"),
+            format!("{after:x?}"),
+        );
+    }
+    text
+}
+
+fn listing(program: &Program) -> String {
+    let mut text = String::new();
+    for (address, bytes) in &program.code {
+        for it in Decoder::with_ip(64, bytes, *address, DecoderOptions::NONE) {
+            let start = (it.ip() - address) as usize;
+            text += &format!(
+                "{:x}: {it} {:02x?}\n",
+                it.ip(),
+                &bytes[start..start + it.len()]
+            );
+        }
+    }
+    text
+}
+
+#[test]
+fn every_form_ends_in_translation_as_interpreted() {
+    let seed = setting("CPU_TIERS_SEED", 1);
+    let mut pair = Pair::new(seed);
+    let forms = instruction::forms(&mut pair.random);
+    assert!(forms.len() > 1000, "only {} forms", forms.len());
+    let rounds = setting("CPU_TIERS_PROGRAMS", 3000).div_ceil(forms.len() as u64);
+    let mut failures = BTreeMap::<String, String>::new();
+    for _ in 0..rounds {
+        for code in &forms {
+            // Now and then at the end of a page.
+            let address = match pair.random.below(8) {
+                0 => CODE + PAGE - pair.random.below(8),
+                other => CODE + other * 0x20,
+            };
+            let Some(program) =
+                program::single(*code, address, &mut pair.random, &mut pair.factory)
+            else {
+                continue;
+            };
+            if let Err(text) = pair.compare(&program, RUNS) {
+                failures.entry(format!("{code:?}")).or_insert(text);
+            }
+        }
+    }
+    let texts: Vec<_> = failures
+        .iter()
+        .map(|(code, text)| format!("{code}\n{text}"))
+        .collect();
+    assert!(
+        failures.is_empty(),
+        "seed {seed}: {} forms differ\n{}",
+        failures.len(),
+        texts.join("\n")
+    );
+}
+
+fn compare_programs(forms: &[Code], blocks: u64, seed: u64) {
+    let mut pair = Pair::new(seed);
+    for number in 0..setting("CPU_TIERS_PROGRAMS", 600) {
+        let program = program::blocks(forms, blocks, &mut pair.random, &mut pair.factory);
+        if let Err(text) = pair.compare(&program, RUNS) {
+            panic!("seed {seed}, program {number}: {text}");
+        }
+    }
+}
+
+#[test]
+fn programs_end_in_translation_as_interpreted() {
+    let seed = setting("CPU_TIERS_SEED", 1);
+    let forms = instruction::forms(&mut Random::new(seed));
+    compare_programs(&forms, 8, seed);
+}
+
+#[test]
+fn programs_of_common_instructions_end_in_translation_as_interpreted() {
+    let seed = setting("CPU_TIERS_SEED", 1);
+    let forms = instruction::forms(&mut Random::new(seed));
+    let common: Vec<_> = forms
+        .into_iter()
+        .filter(|code| instruction::is_common(*code))
+        .collect();
+    compare_programs(&common, 6, seed);
+}
