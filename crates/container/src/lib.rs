@@ -30,6 +30,7 @@ mod create;
 mod error;
 mod exec;
 pub mod guard;
+pub mod heap;
 mod hooks;
 mod idmap;
 mod init;

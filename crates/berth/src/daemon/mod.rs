@@ -4,6 +4,7 @@
 //! Stopping it, however, touches no guest: what runs is taken back at the next start.
 
 mod doctor;
+mod heap;
 mod logging;
 mod recover;
 mod registries;
@@ -143,6 +144,7 @@ async fn compose(args: &DaemonArgs, paths: &Paths) -> Result<Control> {
     if fresh_boot {
         start_again(&store).await?;
     }
+    tokio::spawn(heap::give_back_when_quiet(store.clone()));
     let node = Node::start(node::Parts {
         paths: paths.clone(),
         store,

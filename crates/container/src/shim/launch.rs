@@ -200,7 +200,8 @@ fn serve(dir: &Path, task: Task, report: OwnedFd) {
             if let Some(score) = oom_score {
                 let _ = std::fs::write("/proc/self/oom_score_adj", score.to_string());
             }
-            trim();
+            // The parsed configuration is gone by now.
+            crate::heap::give_back();
             server.run();
         }
         Err(error) => {
@@ -243,13 +244,4 @@ fn detach(dir: &Path) -> Result<(), LaunchError> {
     rustix::stdio::dup2_stdout(&null).map_err(&action)?;
     rustix::stdio::dup2_stderr(&errors).map_err(&action)?;
     rustix::process::chdir("/").map_err(&action)
-}
-
-/// Gives the heap of the start back to the kernel: the parsed configuration is gone by now.
-fn trim() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: malloc_trim touches free memory only.
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }
