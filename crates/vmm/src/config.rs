@@ -14,7 +14,10 @@ pub const CONFIG_VERSION: u32 = 1;
 pub const MAX_CONFIG: u64 = 1 << 20;
 /// More than the APIC ids of one byte give; 255 is for all.
 pub const MAX_VCPUS: u32 = 254;
-const MAX_DEVICES: usize = 16;
+/// Most disks, network cards and shares of a machine, each.
+pub const MAX_DEVICES: usize = 16;
+/// Less than virtio-fs allows: threads are named after tags.
+const MAX_TAG: usize = 24;
 const MIN_MEMORY: u64 = 32 << 20;
 const MAX_MEMORY: u64 = 1 << 40;
 
@@ -53,6 +56,9 @@ pub struct VmConfig {
     /// The socket to and from the host.
     #[serde(default)]
     pub vsock: Option<VsockConfig>,
+    /// Folders of the host.
+    #[serde(default)]
+    pub shares: Vec<ShareConfig>,
     /// Where the serial console goes.
     #[serde(default)]
     pub console: ConsoleConfig,
@@ -160,6 +166,19 @@ impl NetConfig {
     }
 }
 
+/// A folder of the host that the guest can mount (virtio-fs).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareConfig {
+    /// What the guest mounts it by, 1 to 24 bytes.
+    pub tag: String,
+    /// The folder.
+    pub path: PathBuf,
+    /// Whether changes are refused.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
 /// The socket to and from the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -246,11 +265,20 @@ impl VmConfig {
             let reason = "give a multiple of 4 KiB, from 32 MiB to 1 TiB";
             return field("memory_bytes", format!("{}; {reason}", self.memory_bytes));
         }
-        if self.disks.len() > MAX_DEVICES || self.nets.len() > MAX_DEVICES {
+        let most = [self.disks.len(), self.nets.len(), self.shares.len()];
+        if most.iter().any(|it| *it > MAX_DEVICES) {
             return field(
-                "disks, nets",
+                "disks, nets, shares",
                 format!("more than {MAX_DEVICES} of one kind"),
             );
+        }
+        if let Some(share) = self
+            .shares
+            .iter()
+            .find(|it| !(1..=MAX_TAG).contains(&it.tag.len()))
+        {
+            let reason = format!("the tag {:?} is not of 1 to {MAX_TAG} bytes", share.tag);
+            return field("shares", reason);
         }
         if let Some(disk) = self.disks.iter().find(|it| it.id.len() > 20) {
             return field(

@@ -23,6 +23,7 @@ pub mod machine;
 mod outbox;
 pub mod process;
 pub mod resources;
+pub mod shares;
 
 pub use config::VmConfig;
 pub use exit::{ExitRecord, StopReason};

@@ -13,7 +13,7 @@ use std::{
 
 use devices::virtio::net::Port;
 
-use crate::{VmConfig, console::Log};
+use crate::{VmConfig, console::Log, shares::Shares};
 
 /// Something could not be opened or made.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +27,8 @@ pub struct ResourceError {
     pub source: io::Error,
 }
 
-trait At<T> {
+/// Names what was attempted, and on what.
+pub(crate) trait At<T> {
     fn at(self, what: &'static str, path: &Path) -> Result<T, ResourceError>;
 }
 
@@ -50,6 +51,8 @@ pub struct Resources {
     pub initrd: Vec<File>,
     /// Disks, in order.
     pub disks: Vec<File>,
+    /// Folders of the host.
+    pub shares: Shares,
     /// What network cards are attached to, in order.
     pub ports: Vec<Port>,
     /// What keeps the console's output.
@@ -57,11 +60,12 @@ pub struct Resources {
 }
 
 impl Resources {
-    /// Opens them all.
+    /// Opens them all; for a process that will lock itself up, folders so that nothing else can be
+    /// reached from them.
     ///
     /// # Errors
     /// With the first that cannot be.
-    pub fn open(config: &VmConfig) -> Result<Self, ResourceError> {
+    pub fn open(config: &VmConfig, jail: bool) -> Result<Self, ResourceError> {
         let read = |what, path: &PathBuf| File::open(path).at(what, path);
         let initrd = config.initrd.iter().map(|it| read("open the initrd", it));
         let disks = config.disks.iter().map(|disk| {
@@ -90,6 +94,7 @@ impl Resources {
             kernel: read("open the kernel", &config.kernel)?,
             initrd: initrd.collect::<Result<_, _>>()?,
             disks: disks.collect::<Result<_, _>>()?,
+            shares: Shares::open(&config.shares, jail)?,
             ports: ports.collect::<Result<_, _>>()?,
             log: log.transpose()?,
         })

@@ -40,7 +40,9 @@ pub fn fuzz(bytes: &[u8]) {
     let Some((kind, bytes)) = bytes.split_first() else {
         return;
     };
-    fuse_requests(bytes);
+    if kind % KINDS == FS {
+        fuse_requests(bytes);
+    }
     for transport_too in [false, true] {
         let Ok((made, header)) = make(*kind) else {
             return;
@@ -71,11 +73,16 @@ impl Dial for Nobody {
     }
 }
 
+/// How many devices there are.
+const KINDS: u8 = 7;
+/// Which of them is a folder.
+const FS: u8 = 5;
+
 /// A device, and what its requests begin with.
 fn make(kind: u8) -> io::Result<(Box<dyn VirtioDevice>, Vec<u8>)> {
     let host = Host::default();
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
-    Ok(match kind % 7 {
+    Ok(match kind % KINDS {
         0 => {
             let file = rustix::fs::memfd_create("fuzzed", flags)?;
             rustix::fs::ftruncate(&file, RAM_BYTES)?;
@@ -112,7 +119,7 @@ fn make(kind: u8) -> io::Result<(Box<dyn VirtioDevice>, Vec<u8>)> {
             balloon.control().refresh_stats();
             (Box::new(balloon), vec![2, 0, 0, 0])
         }
-        5 => (
+        FS => (
             Box::new(Fs::new("fuzzed", empty_folder()?, &host)?),
             fuse_header(),
         ),
@@ -132,8 +139,10 @@ fn make(kind: u8) -> io::Result<(Box<dyn VirtioDevice>, Vec<u8>)> {
 
 /// A folder with nothing in it, to which nothing can be added.
 fn empty_folder() -> io::Result<Folder> {
-    let place = std::env::temp_dir().join(format!("berth-fuzz-{}", std::process::id()));
-    std::fs::create_dir_all(&place)?;
+    static MADE: AtomicU32 = AtomicU32::new(0);
+    let (process, made) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+    let place = std::env::temp_dir().join(format!("berth-fuzz-{process}-{made}"));
+    std::fs::create_dir(&place)?;
     let root = std::fs::File::open(&place)?.into();
     // It lives on as long as it is open.
     std::fs::remove_dir(&place)?;

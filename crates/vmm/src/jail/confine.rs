@@ -1,8 +1,11 @@
 //! Namespaces, root, user, capabilities, limits, Landlock.
 
-use std::{ffi::CStr, io, path::PathBuf};
+use std::{ffi::CStr, io, os::fd::AsFd, path::PathBuf};
 
-use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, Scope};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetError, Scope,
+};
 use rustix::{
     fd::OwnedFd,
     fs::{CWD, mkdir},
@@ -18,16 +21,21 @@ use crate::config::JailConfig;
 
 /// Files a machine may have open: its own, and the connections of its vsock.
 const MAX_FILES: u64 = 4096;
+/// The same with folders of the host, whose files a guest knows and opens.
+const MAX_FILES_SHARING: u64 = 16384;
 /// A directory that every system has and that the new root is mounted on, in our namespace only.
 const MOUNT_POINT: &CStr = c"/tmp";
 
 /// What the process is locked up in.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Jail {
     /// As whom.
     pub user: JailConfig,
     /// The one directory of the host that stays visible, as [`Jail::SOCKETS`]: for sockets to connect to.
     pub sockets: Option<PathBuf>,
+    /// Folders whose files can be opened, and whether they are only read. With any, the threads started
+    /// afterwards have capabilities until [`drop_capabilities`].
+    pub shares: Vec<(OwnedFd, bool)>,
 }
 
 impl Jail {
@@ -49,7 +57,26 @@ impl Jail {
         self.change_root()?;
         self.limit()?;
         self.drop_privileges()?;
-        landlock_all()
+        let restricted = landlock(&self.shares).map_err(io::Error::other);
+        restricted.step("restrict itself by Landlock")
+    }
+
+    /// What serving the folders takes: to read what any user of the guest may, and unless all of them
+    /// are only read, to make it theirs and to act as them.
+    fn kept(&self) -> CapabilitySet {
+        let writable = self.shares.iter().any(|(_, read_only)| !read_only);
+        match (self.shares.is_empty(), writable) {
+            (true, _) => CapabilitySet::empty(),
+            (false, false) => CapabilitySet::DAC_READ_SEARCH,
+            (false, true) => {
+                CapabilitySet::CHOWN
+                    | CapabilitySet::DAC_OVERRIDE
+                    | CapabilitySet::FOWNER
+                    | CapabilitySet::FSETID
+                    | CapabilitySet::SETUID
+                    | CapabilitySet::SETGID
+            }
+        }
     }
 
     /// Makes an empty file system the root, and lets go of the old one.
@@ -76,7 +103,11 @@ impl Jail {
 
     fn limit(&self) -> Result<(), JailError> {
         let hard = getrlimit(Resource::Nofile).maximum;
-        let files = hard.map_or(MAX_FILES, |hard| hard.min(MAX_FILES));
+        let most = match self.shares.is_empty() {
+            true => MAX_FILES,
+            false => MAX_FILES_SHARING,
+        };
+        let files = hard.map_or(most, |hard| hard.min(most));
         for (resource, value) in [(Resource::Nofile, files), (Resource::Core, 0)] {
             let limit = Rlimit {
                 current: Some(value),
@@ -104,6 +135,10 @@ impl Jail {
                 Err(error) => return Err(error).step("drop bounding capabilities"),
             }
         }
+        let kept = self.kept();
+        if !kept.is_empty() {
+            devices::virtio::fs::keep_capabilities().step("keep capabilities for folders")?;
+        }
         if self.user.uid != 0 {
             let uid = rustix::process::Uid::from_raw(self.user.uid);
             let gid = rustix::process::Gid::from_raw(self.user.gid);
@@ -111,13 +146,26 @@ impl Jail {
             set_thread_res_gid(gid, gid, gid).step("change the group")?;
             set_thread_res_uid(uid, uid, uid).step("change the user")?;
         }
-        let none = CapabilitySets {
-            effective: CapabilitySet::empty(),
-            permitted: CapabilitySet::empty(),
+        let sets = CapabilitySets {
+            effective: kept,
+            permitted: kept,
             inheritable: CapabilitySet::empty(),
         };
-        set_capabilities(None, none).step("drop capabilities")
+        set_capabilities(None, sets).step("drop capabilities")
     }
+}
+
+/// Gives up what the calling thread kept for folders.
+///
+/// # Errors
+/// When the kernel refuses: the thread must not go on.
+pub fn drop_capabilities() -> io::Result<()> {
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    Ok(rustix::thread::set_capabilities(None, none)?)
 }
 
 /// A copy of a mounted directory, to be mounted elsewhere.
@@ -126,16 +174,35 @@ fn open_tree(path: &PathBuf) -> Result<OwnedFd, JailError> {
     rustix::mount::open_tree(CWD, path, flags).step("open the directory of sockets")
 }
 
-/// Denies everything Landlock knows of. A kernel without it, or with an older one, denies less.
-fn landlock_all() -> Result<(), JailError> {
+/// Denies everything Landlock knows of, but for files below `shares`. A kernel without it, or with an
+/// older one, denies less.
+fn landlock(shares: &[(OwnedFd, bool)]) -> Result<(), RulesetError> {
     let abi = ABI::V6;
-    Ruleset::default()
-        .handle_access(AccessFs::from_all(abi))
-        .and_then(|rules| rules.handle_access(AccessNet::from_all(abi)))
-        .and_then(|rules| rules.scope(Scope::from_all(abi)))
-        .and_then(Ruleset::create)
-        .and_then(|rules| rules.restrict_self())
-        .map(drop)
-        .map_err(io::Error::other)
-        .step("restrict itself by Landlock")
+    let mut rules = Ruleset::default()
+        .handle_access(AccessFs::from_all(abi))?
+        .handle_access(AccessNet::from_all(abi))?
+        .scope(Scope::from_all(abi))?
+        .create()?;
+    for (folder, read_only) in shares {
+        rules = rules.add_rule(PathBeneath::new(folder.as_fd(), below(*read_only)))?;
+    }
+    rules.restrict_self().map(drop)
+}
+
+/// What can be done with files of a folder. Devices are none of them, and nothing is executed.
+fn below(read_only: bool) -> BitFlags<AccessFs> {
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    if read_only {
+        return read;
+    }
+    read | AccessFs::WriteFile
+        | AccessFs::Truncate
+        | AccessFs::Refer
+        | AccessFs::RemoveDir
+        | AccessFs::RemoveFile
+        | AccessFs::MakeDir
+        | AccessFs::MakeReg
+        | AccessFs::MakeSock
+        | AccessFs::MakeFifo
+        | AccessFs::MakeSym
 }

@@ -20,14 +20,17 @@ pub enum ThreadKind {
     Console,
     /// Serves the control socket, and ends the process.
     Control,
+    /// Serves a folder of the host.
+    Share,
 }
 
-const KINDS: [ThreadKind; 5] = [
+const KINDS: [ThreadKind; 6] = [
     ThreadKind::Vcpu,
     ThreadKind::Device,
     ThreadKind::Vsock,
     ThreadKind::Console,
     ThreadKind::Control,
+    ThreadKind::Share,
 ];
 
 /// Memory, locks, time, signals, the end: what Rust's and C's libraries need on every thread.
@@ -64,7 +67,7 @@ const ALL: &[&str] = &[
     "writev",
 ];
 
-/// Refused without ending the process: C's library opens files of `/proc` to return memory, and
+/// Refused without ending the process where it is not allowed: C's library opens files of `/proc` to return memory, and
 /// Rust's to describe a panic. Both do without.
 const REFUSED: &[&str] = &["open", "openat", "readlink", "readlinkat"];
 const EACCES: u16 = 13;
@@ -77,6 +80,41 @@ const WAIT: &[&str] = &[
     "epoll_wait",
     "poll",
     "ppoll",
+];
+
+/// What is done with files of a folder.
+const FILES: &[&str] = &[
+    "copy_file_range",
+    "fallocate",
+    "fchmod",
+    "fchmodat",
+    "fchownat",
+    "fdatasync",
+    "fgetxattr",
+    "flistxattr",
+    "fremovexattr",
+    "fsetxattr",
+    "fstat",
+    "fstatfs",
+    "fsync",
+    "ftruncate",
+    "getdents64",
+    "linkat",
+    "lseek",
+    "mkdirat",
+    "mknodat",
+    "openat2",
+    "preadv",
+    "pwritev",
+    "readlinkat",
+    "renameat2",
+    "setfsgid",
+    "setfsuid",
+    "statx",
+    "symlinkat",
+    "syncfs",
+    "unlinkat",
+    "utimensat",
 ];
 
 impl ThreadKind {
@@ -165,6 +203,8 @@ impl ThreadKind {
                     "timer_delete",
                 ],
             ],
+            // By descriptors and single names; which files that can be, Landlock says.
+            Self::Share => &[ALL, WAIT, FILES],
         }
     }
 
@@ -184,6 +224,7 @@ impl ThreadKind {
                 rules.push(only("ioctl", 1, &[FIONBIO]));
             }
             Self::Console | Self::Control => rules.push(only("ioctl", 1, &[FIONBIO])),
+            Self::Share => {}
         }
         rules
     }
@@ -224,15 +265,17 @@ fn only(name: &'static str, index: u8, values: &[u64]) -> Rule {
 }
 
 fn policy(kind: ThreadKind) -> Policy {
-    let names = kind.calls().concat().into_iter().map(Cow::Borrowed);
+    let allowed = kind.calls().concat();
+    let names = allowed.iter().copied().map(Cow::Borrowed);
     let mut rules = vec![Rule {
         names: names.collect(),
         action: Action::Allow,
         arguments: Vec::new(),
     }];
     rules.extend(kind.conditional());
+    let refused = REFUSED.iter().filter(|name| !allowed.contains(name));
     rules.push(Rule {
-        names: REFUSED.iter().copied().map(Cow::Borrowed).collect(),
+        names: refused.copied().map(Cow::Borrowed).collect(),
         action: Action::Errno(EACCES),
         arguments: Vec::new(),
     });

@@ -5,10 +5,27 @@
 use std::{
     fs::File,
     io::{ErrorKind, Write},
-    os::unix::net::UnixStream,
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{MetadataExt, PermissionsExt},
+            net::UnixStream,
+        },
+    },
+    path::Path,
+};
+
+use devices::virtio::fs::{
+    Folder,
+    fuse::{Header, Name, Operation, ROOT, Reply, Request},
+};
+use rustix::{
+    fs::{Mode, OFlags, ResolveFlags},
+    io::Errno,
 };
 
 use super::*;
+use crate::{config::ShareConfig, shares::Shares};
 
 /// How a child ended that did `work` on its one thread.
 #[derive(Debug, PartialEq, Eq)]
@@ -65,7 +82,7 @@ fn in_the_jail_no_file_can_be_opened_and_nothing_of_the_host_is_there() {
                 uid: 54321,
                 gid: 54321,
             },
-            sockets: None,
+            ..Jail::default()
         };
         jail.enter().unwrap();
         let denied = |result: std::io::Result<File>| {
@@ -155,6 +172,7 @@ fn no_thread_can_open_execute_or_reach_the_network() {
         ThreadKind::Vsock,
         ThreadKind::Console,
         ThreadKind::Control,
+        ThreadKind::Share,
     ] {
         for (name, call) in forbidden {
             let end = in_child(|| {
@@ -177,4 +195,108 @@ fn no_thread_can_open_execute_or_reach_the_network() {
         });
         assert_eq!(end, End::Status(0), "what {kind:?} may do");
     }
+}
+
+/// Asks a folder as a user of the guest.
+fn ask(folder: &mut Folder, uid: u32, operation: Operation<'_>) -> Result<Vec<u8>, Errno> {
+    let header = Header {
+        length: 0,
+        opcode: 0,
+        unique: 0,
+        node: ROOT,
+        uid,
+        gid: uid,
+    };
+    let mut reply = Reply::default();
+    let request = Request { header, operation };
+    let answered = folder.call(&request, 4096, &mut reply);
+    answered.map(|()| reply.bytes().to_vec())
+}
+
+/// The number of the first check that failed, in a locked up thread that serves `path`.
+fn check_share(path: &Path, read_only: bool) -> i32 {
+    let config = ShareConfig {
+        tag: "data".to_owned(),
+        path: path.to_owned(),
+        read_only,
+    };
+    let shares = Shares::open(&[config], true).unwrap();
+    let beside = File::open(path.parent().unwrap().join("secret")).unwrap();
+    let fds = File::open("/proc/self/fd").unwrap();
+    let root = shares.folders().next().unwrap().0;
+    let root = root.try_clone_to_owned().unwrap();
+    let inode = rustix::fs::fstat(&root).unwrap().st_ino;
+    let filters = Filters::new().unwrap();
+    let jail = Jail {
+        user: crate::config::JailConfig {
+            uid: 54321,
+            gid: 54321,
+        },
+        shares: vec![(root.try_clone().unwrap(), read_only)],
+        ..Jail::default()
+    };
+    jail.enter().unwrap();
+    let (_, mut folder) = shares.serve().unwrap().remove(0);
+    filters.install(ThreadKind::Share).unwrap();
+
+    let hello = Operation::Init {
+        major: 7,
+        minor: 38,
+        max_readahead: 0,
+        flags: 0,
+    };
+    let create = |name| Operation::Create {
+        name: Name::new(name).unwrap(),
+        flags: libc::O_RDWR as u32,
+        mode: 0o600,
+        kill_privileges: false,
+    };
+    let name = Name::new(c"theirs").unwrap();
+    let found = |it: &mut Folder| ask(it, 0, Operation::Lookup { name }).is_ok();
+    let open = |at: &OwnedFd, path: &str| {
+        let (flags, free) = (OFlags::RDONLY, ResolveFlags::empty());
+        let opened = rustix::fs::openat2(at, path, flags, Mode::empty(), free);
+        opened.map(|it| rustix::fs::fstat(it).unwrap().st_ino)
+    };
+    let number = std::os::fd::AsRawFd::as_raw_fd(&beside).to_string();
+    let made = if read_only { Err(Errno::ROFS) } else { Ok(()) };
+    let checks = [
+        ask(&mut folder, 0, hello).is_ok(),
+        found(&mut folder),
+        ask(&mut folder, 1000, create(c"new")).map(drop) == made,
+        ask(&mut folder, 0, Operation::OpenDirectory).is_ok(),
+        // What belongs to somebody else, for them alone.
+        open(&root, "theirs").is_ok(),
+        // There is nothing above, nothing beside, and no other way to what is open.
+        open(&root, "..") == Ok(inode),
+        open(&root, "../secret") == Err(Errno::NOENT),
+        open(&fds.into(), &number) == Err(Errno::ACCESS),
+        open(&root, "/") == Err(Errno::ACCESS),
+    ];
+    let failed = checks.iter().position(|&held| !held);
+    failed.map_or(0, |it| it as i32 + 1)
+}
+
+#[test]
+fn a_shared_folder_can_be_used_in_the_jail_and_nothing_beside_it() {
+    if !can_jail("a_shared_folder_can_be_used_in_the_jail_and_nothing_beside_it") {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let folder = place.path().join("folder");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(place.path().join("secret"), "").unwrap();
+    let theirs = folder.join("theirs");
+    std::fs::write(&theirs, "").unwrap();
+    std::fs::set_permissions(&theirs, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::os::unix::fs::chown(&theirs, Some(7), Some(7)).unwrap();
+    for read_only in [true, false] {
+        let end = in_child(|| check_share(&folder, read_only));
+        assert_eq!(end, End::Status(0), "read-only: {read_only}");
+    }
+    let new = std::fs::metadata(folder.join("new")).unwrap();
+    assert_eq!(
+        (new.uid(), new.gid(), new.mode() & 0o777),
+        (1000, 1000, 0o600)
+    );
 }

@@ -127,7 +127,7 @@ impl Machine {
             interrupts: Arc::clone(&platform.interrupts) as _,
             host: parts.host,
         };
-        let files = (resources.disks, resources.ports);
+        let files = (resources.disks, resources.ports, resources.shares);
         let vsock = (parts.vsock_listener, parts.vsock_prefix.as_path());
         let virtio = virtio::build(&slots, config, files, vsock)?;
 

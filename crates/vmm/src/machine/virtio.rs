@@ -10,6 +10,7 @@ use devices::{
         balloon::{Balloon, BalloonControl},
         block::{Block, BlockControl, BlockOptions, FileDisk},
         entropy::Entropy,
+        fs::{Folder, Fs},
         net::{Net, NetControl, NetOptions, Port},
         pci::VirtioPci,
         vsock::{UnixDialer, Vsock, VsockOptions},
@@ -18,7 +19,7 @@ use devices::{
 use memory::Ram;
 
 use super::MachineError;
-use crate::{VmConfig, control::protocol::RateLimit};
+use crate::{VmConfig, control::protocol::RateLimit, shares::Shares};
 
 /// What they are plugged into.
 pub(super) struct Slots<'a> {
@@ -111,6 +112,16 @@ impl Virtio {
         self.plug(slots, "vsock", Box::new(vsock))
     }
 
+    pub(super) fn add_share(
+        &mut self,
+        slots: &Slots<'_>,
+        tag: &str,
+        folder: Folder,
+    ) -> Result<(), MachineError> {
+        let fs = Fs::new(tag, folder, &slots.host).map_err(failed("share a folder"))?;
+        self.plug(slots, tag, Box::new(fs))
+    }
+
     pub(super) fn add_entropy(&mut self, slots: &Slots<'_>) -> Result<(), MachineError> {
         let entropy = Entropy::new(&slots.host).map_err(failed("make a source of entropy"))?;
         self.plug(slots, "entropy", Box::new(entropy))
@@ -177,7 +188,7 @@ fn failed(what: &'static str) -> impl Fn(io::Error) -> MachineError {
 pub(super) fn build(
     slots: &Slots<'_>,
     config: &VmConfig,
-    files: (Vec<File>, Vec<Port>),
+    files: (Vec<File>, Vec<Port>, Shares),
     vsock: (Option<std::os::unix::net::UnixListener>, &Path),
 ) -> Result<Virtio, MachineError> {
     let mut virtio = Virtio::default();
@@ -186,6 +197,10 @@ pub(super) fn build(
     }
     for (net, tap) in config.nets.iter().zip(files.1) {
         virtio.add_net(slots, net, tap)?;
+    }
+    let shares = files.2.serve().map_err(failed("share folders"))?;
+    for (tag, folder) in shares {
+        virtio.add_share(slots, &tag, folder)?;
     }
     if let Some(config) = &config.vsock {
         virtio.add_vsock(slots, config.cid, vsock.0, vsock.1)?;

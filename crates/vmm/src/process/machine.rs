@@ -3,14 +3,20 @@
 use std::{
     fs::File,
     io::{self, Write},
-    os::unix::net::{UnixListener, UnixStream},
+    os::{
+        fd::BorrowedFd,
+        unix::net::{UnixListener, UnixStream},
+    },
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
 };
 
 use cpu::Backend;
-use devices::virtio::{DeviceEvent, Host};
+use devices::virtio::{
+    DeviceEvent, Host,
+    fs::{Fs, keep_capabilities},
+};
 
 use super::supervisor;
 use crate::{
@@ -22,7 +28,7 @@ use crate::{
         serve,
     },
     exit::StopReason,
-    jail::{Filters, Jail, JailError, ThreadKind},
+    jail::{Filters, Jail, JailError, ThreadKind, drop_capabilities},
     machine::{Gate, Machine, MachineError, Parts, Prepare, State},
     resources::{Listeners, ResourceError, Resources},
 };
@@ -81,7 +87,7 @@ pub fn run(
     options: Options,
 ) -> Result<StopReason, RunError> {
     keep_heap_small();
-    let mut resources = Resources::open(config)?;
+    let mut resources = Resources::open(config, options.jail)?;
     let sockets = config.vsock.as_ref().and_then(|it| it.socket.parent());
     let filters = match options.jail {
         true => Some(Filters::new().map_err(io::Error::other)),
@@ -89,17 +95,35 @@ pub fn run(
     };
     let filters = filters.transpose().map_err(failed("make filters"))?;
     if options.jail {
+        let own = |(folder, read_only): (BorrowedFd<'_>, bool)| {
+            Ok((folder.try_clone_to_owned()?, read_only))
+        };
+        let shares = resources.shares.folders().map(own);
+        let shares = shares.collect::<io::Result<_>>();
         let jail = Jail {
             user: config.jail,
             sockets: sockets.map(Path::to_owned),
+            shares: shares.map_err(failed("copy a descriptor"))?,
         };
         jail.enter()?;
+    } else if !resources.shares.is_empty() {
+        // Who may not can make files for one user only.
+        let _ = keep_capabilities();
+    }
+    if !resources.shares.is_empty() {
+        // The guest's kernel has applied its own.
+        rustix::process::umask(rustix::fs::Mode::empty());
     }
     if let Some(supervisor) = &options.supervisor {
         supervisor::die_with(supervisor).map_err(failed("follow the supervisor"))?;
     }
     let prepare: Prepare = Arc::new(move |kind| match &filters {
-        Some(filters) => filters.install(kind),
+        Some(filters) => {
+            if kind != ThreadKind::Share {
+                drop_capabilities()?;
+            }
+            filters.install(kind)
+        }
         None => Ok(()),
     });
 
@@ -196,6 +220,7 @@ fn host(prepare: &Prepare, events: &Arc<Events>) -> Host {
         thread_started: Arc::new(move |name| {
             must(prepare(match name {
                 "vsock" => ThreadKind::Vsock,
+                share if share.starts_with(Fs::THREAD) => ThreadKind::Share,
                 _ => ThreadKind::Device,
             }));
         }),

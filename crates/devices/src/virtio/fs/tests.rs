@@ -221,6 +221,11 @@ proptest! {
     }
 
     #[test]
+    fn any_requests_are_answered(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        fuzzing::fuse_requests(&bytes);
+    }
+
+    #[test]
     fn any_bytes_are_a_request_or_an_error(opcode in 0..54u32, bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let header = Header { length: 0, opcode, unique: 0, node: 0, uid: 0, gid: 0 };
         if let Ok(Request { operation: Operation::Lookup { name }, .. }) = Request::parse(header, &bytes) {

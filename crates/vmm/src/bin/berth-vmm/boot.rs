@@ -6,8 +6,8 @@ use clap::{Args, ValueEnum};
 use vmm::{
     StopReason, VmConfig,
     config::{
-        Accel, CONFIG_VERSION, ConsoleConfig, CpuLevel, DiskConfig, JailConfig, NetConfig, Stdio,
-        VsockConfig,
+        Accel, CONFIG_VERSION, ConsoleConfig, CpuLevel, DiskConfig, JailConfig, NetConfig,
+        ShareConfig, Stdio, VsockConfig,
     },
     machine::choose,
     process::{Options, run as run_machine},
@@ -40,6 +40,9 @@ pub struct Arguments {
     /// Disk image (raw), several allowed
     #[arg(long, value_name = "FILE")]
     disk: Vec<PathBuf>,
+    /// Folder of the host, several allowed: mount -t virtiofs share0 /mnt
+    #[arg(long, value_name = "DIR")]
+    share: Vec<PathBuf>,
     /// Existing tap device, several allowed
     #[arg(long, value_name = "NAME")]
     tap: Vec<String>,
@@ -98,6 +101,15 @@ impl Arguments {
             mac: [0x52, 0x54, 0, 0, 0, u8::try_from(index).unwrap_or(u8::MAX)],
             mtu: None,
         });
+        let shares = self
+            .share
+            .iter()
+            .enumerate()
+            .map(|(index, path)| ShareConfig {
+                tag: format!("share{index}"),
+                path: path.clone(),
+                read_only: false,
+            });
         VmConfig {
             version: CONFIG_VERSION,
             name: "boot".into(),
@@ -118,6 +130,7 @@ impl Arguments {
                 cid: DEFAULT_CID,
                 socket,
             }),
+            shares: shares.collect(),
             console: ConsoleConfig::default(),
             rng: true,
             balloon: false,

@@ -52,7 +52,7 @@ enum Command {
     /// Say, in JSON, what executes machines on this host
     Probe,
     /// Boot a kernel in the foreground, with the serial console on this terminal
-    Boot(boot::Arguments),
+    Boot(Box<boot::Arguments>),
 }
 
 fn main() -> ExitCode {

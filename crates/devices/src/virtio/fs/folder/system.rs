@@ -143,17 +143,18 @@ pub(super) struct Acting {
 }
 
 impl User {
-    /// Of this process.
+    /// Of this thread.
     pub(super) fn own() -> Self {
-        let uid = rustix::process::geteuid();
+        use rustix::thread::{CapabilitySet, capabilities};
+        let needed = CapabilitySet::SETUID | CapabilitySet::SETGID;
         Self {
-            uid: uid.as_raw(),
+            uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
-            privileged: uid.is_root(),
+            privileged: capabilities(None).is_ok_and(|it| it.effective.contains(needed)),
         }
     }
 
-    /// Acts as another user of the guest. A process without privileges stays who it is.
+    /// Acts as another user of the guest. Without the right to, it stays who it is.
     ///
     /// # Errors
     /// `EINVAL` for a user that there is not in this user namespace, as `chown(2)` has it.
