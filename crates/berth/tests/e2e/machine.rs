@@ -1,6 +1,9 @@
 //! Virtual machines through the same verbs as containers, on whatever executes them here.
 
-use std::path::{Path, PathBuf};
+use std::{
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
 
 use testkit::Daemon;
 
@@ -229,7 +232,6 @@ fn what_a_machine_cannot_have_is_refused_by_name() {
     for (flags, field) in [
         (&["--network", "host"][..], "network"),
         (&["--device", "/dev/null"][..], "devices"),
-        (&["--volume", "/etc:/host"][..], "mounts[0]"),
         (&["--memory", "8M"][..], "memory"),
         (&["--no-userns"][..], "user_namespace"),
     ] {
@@ -240,6 +242,120 @@ fn what_a_machine_cannot_have_is_refused_by_name() {
         assert!(said.err.contains(field), "{flags:?}: {}", said.err);
     }
     assert_eq!(daemon.berth(&["list", "-o", "name"]).unwrap(), "");
+}
+
+#[test]
+fn folders_and_volumes_are_mounted_in_machines_as_in_containers() {
+    let Some(daemon) = daemon("folders_and_volumes_are_mounted_in_machines") else {
+        return;
+    };
+    let host = tempfile::tempdir_in("/var/tmp").unwrap();
+    let [shared, kept] = ["shared", "kept"].map(|name| {
+        let path = host.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join("page"), "from the host").unwrap();
+        path
+    });
+    std::fs::write(host.path().join("secret"), "").unwrap();
+    let everyone = std::fs::Permissions::from_mode(0o777);
+    std::fs::set_permissions(&shared, everyone).unwrap();
+    let binds = [
+        format!("{}:/host", shared.display()),
+        format!("{}:/kept:ro", kept.display()),
+    ];
+    let mut start = vec!["run", "-d", "--vm", "--memory", "128M", "--network", "none"];
+    start.extend([
+        "--name",
+        "box",
+        "-v",
+        &binds[0],
+        "-v",
+        &binds[1],
+        "-v",
+        "data:/data",
+    ]);
+    start.extend(["busybox", "sleep", "1000"]);
+    daemon.berth(&start).unwrap();
+    let said = |flags: &[&str], script: &str| {
+        let words = [&["exec"], flags, &["box", "sh", "-c", script]].concat();
+        daemon.run(&words).unwrap()
+    };
+
+    // Both sides see what the other did, and whose it is.
+    let read = said(&[], "cat /host/page /kept/page");
+    assert_eq!(read.out, "from the hostfrom the host", "{read:?}");
+    let theirs = "umask 022; mkdir /host/d && echo theirs > /host/d/f && ln -s ../secret /host/l";
+    assert_eq!(said(&["--user", "1000:1001"], theirs).code, 0);
+    let made = std::fs::metadata(shared.join("d/f")).unwrap();
+    assert_eq!(
+        (made.uid(), made.gid(), made.mode() & 0o777),
+        (1000, 1001, 0o644)
+    );
+    let work = "set -e; cd /host; chown 7:8 d/f; chmod 4750 d/f; cp -a d e; mv e/f e/g; ln e/g e/h
+        for i in $(seq 200); do echo $i > e/$i; done; ls e | wc -l; rm -r d
+        dd if=/dev/urandom of=big bs=1M count=3 conv=fsync 2>/dev/null; sha256sum < big";
+    let worked = said(&[], work);
+    assert_eq!(worked.code, 0, "{worked:?}");
+    let copied = std::fs::metadata(shared.join("e/h")).unwrap();
+    assert_eq!((copied.uid(), copied.gid(), copied.nlink()), (7, 8, 2));
+    assert_eq!(copied.mode() & 0o7777, 0o4750);
+    assert!(!shared.join("d").exists());
+    let big = std::fs::File::open(shared.join("big")).unwrap();
+    let sum = std::process::Command::new("sha256sum").stdin(big).output();
+    let sum = String::from_utf8(sum.unwrap().stdout).unwrap();
+    assert_eq!(worked.out, format!("202\n{sum}"));
+
+    // A link of the guest's leads where it leads in the guest, and what is read-only stays.
+    assert_ne!(said(&[], "cat /host/l").code, 0);
+    let refused = said(&[], "touch /kept/new");
+    assert!(
+        refused.code != 0 && refused.err.contains("Read-only"),
+        "{refused:?}"
+    );
+    let refused = said(&[], "mount -o remount,rw /kept; touch /kept/new");
+    assert!(
+        refused.code != 0 && refused.err.contains("Read-only"),
+        "{refused:?}"
+    );
+
+    // A volume outlives a boot, and is the same in a container.
+    assert_eq!(
+        said(&["--user", "5:5"], "touch /data/x").code,
+        1,
+        "it is root's"
+    );
+    assert_eq!(
+        said(&[], "echo mine > /data/mine; chown 5:6 /data/mine").code,
+        0
+    );
+    daemon.berth(&["stop", "box"]).unwrap();
+    daemon.berth(&["start", "box"]).unwrap();
+    assert_eq!(said(&[], "cat /data/mine").out, "mine\n");
+    let used = daemon.run(&["volume", "rm", "data"]).unwrap();
+    assert_eq!(used.code, 4, "{used:?}");
+    daemon.berth(&["rm", "-f", "box"]).unwrap();
+    let look = [
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "-v",
+        "data:/data",
+        "busybox",
+    ];
+    let looked = daemon
+        .run(&[&look[..], &["stat", "-c", "%u:%g", "/data/mine"]].concat())
+        .unwrap();
+    assert_eq!(looked.out, "5:6\n", "{looked:?}");
+
+    let file = format!("{}:/x", host.path().join("secret").display());
+    let refused = daemon
+        .run(&["run", "--rm", "--vm", "-v", &file, "busybox", "true"])
+        .unwrap();
+    assert!(
+        refused.code != 0 && refused.err.contains("is no folder"),
+        "{refused:?}"
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::{fs, io, path::Path};
 
 use ::agent::config::{Config, File, Interface, Mount, Root, Source, Start};
-use engine::{Guest, GuestMachine, MountKind};
+use engine::{Guest, GuestMachine, GuestMount, MountKind};
 use model::instance::Accel;
 use serde_json::{Value, json};
 
@@ -23,6 +23,8 @@ pub(super) const INITRD: &str = "/initrd";
 pub(super) const DISK: &str = "/disk.img";
 /// Where the instance's logs are, inside.
 pub(super) const LOG: &str = "/log";
+/// Below which the host's folders are, inside.
+const SHARES: &str = "/shares";
 /// The machine's description, in the shared directory.
 pub(super) const FILE: &str = "vm.json";
 /// The socket to the guest's ports, in the shared directory.
@@ -40,6 +42,46 @@ const DISK_SERIAL: &str = "berth-root";
 const COMMAND_LINE: &str = "console=ttyS0 rdinit=/init reboot=k panic=-1 tsc=reliable \
      no_timer_check mitigations=off random.trust_cpu=on i8042.noaux i8042.nomux i8042.dumbkbd \
      8250.nr_uarts=1 audit=0";
+
+/// A folder of the host that the guest mounts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Share<'a> {
+    /// What the guest mounts it by.
+    tag: String,
+    /// On the host.
+    pub(super) source: &'a Path,
+    /// In the guest.
+    target: &'a str,
+    pub(super) read_only: bool,
+}
+
+impl Share<'_> {
+    /// Where it is in the jail.
+    pub(super) fn inside(&self) -> String {
+        format!("{SHARES}/{}", self.tag)
+    }
+}
+
+/// The folders among a guest's mounts.
+pub(super) fn shares(guest: &Guest) -> Vec<Share<'_>> {
+    let mounts = guest.mounts.iter().enumerate();
+    mounts
+        .filter_map(|(index, mount)| share(guest, index, mount))
+        .collect()
+}
+
+fn share<'a>(guest: &Guest, index: usize, mount: &'a GuestMount) -> Option<Share<'a>> {
+    let MountKind::Bind { source } = &mount.kind else {
+        return None;
+    };
+    // The host's own files for the guest are written there.
+    (!source.starts_with(&guest.directory)).then(|| Share {
+        tag: format!("mount{index}"),
+        source,
+        target: &mount.target,
+        read_only: mount.read_only,
+    })
+}
 
 /// Writes what is in the shared directory before the machine starts.
 pub(super) fn write(
@@ -86,6 +128,10 @@ fn description(guest: &Guest, machine: &GuestMachine, accel: Accel) -> Value {
             json!({ "log": log, "log_bytes": guest.log.max_bytes }),
         )
     };
+    let shares: Vec<Value> = shares(guest)
+        .iter()
+        .map(|it| json!({ "tag": it.tag, "path": it.inside(), "read_only": it.read_only }))
+        .collect();
     json!({
         "version": VERSION,
         "name": guest.hostname,
@@ -97,6 +143,7 @@ fn description(guest: &Guest, machine: &GuestMachine, accel: Accel) -> Value {
         "command_line": line.trim(),
         "disks": [{ "id": DISK_SERIAL, "path": DISK }],
         "nets": nets,
+        "shares": shares,
         "vsock": { "cid": CID, "socket": inside(SOCKET) },
         "console": console,
         "balloon": true,
@@ -125,8 +172,8 @@ fn told(guest: &Guest, machine: &GuestMachine) -> Config {
     };
     Config {
         interfaces: machine.interface.iter().map(interface).collect(),
-        mounts: guest.mounts.iter().filter_map(memory).collect(),
-        files: guest.mounts.iter().filter_map(own_file).collect(),
+        mounts: mounts(guest),
+        files: own_files(guest),
         sysctls: guest.sysctls.clone().into_iter().collect(),
         ..Config::new(&guest.hostname, root, start)
     }
@@ -146,34 +193,46 @@ fn interface(interface: &engine::Interface) -> Interface {
     }
 }
 
-fn memory(mount: &engine::GuestMount) -> Option<Mount> {
-    let MountKind::Tmpfs { size_bytes } = mount.kind else {
-        return None;
-    };
-    Some(Mount {
-        source: Source::Memory { size_bytes },
-        target: mount.target.clone(),
-        read_only: mount.read_only,
-    })
+/// Memory and folders, in the order asked for: one may be mounted in another.
+fn mounts(guest: &Guest) -> Vec<Mount> {
+    let mounts = guest
+        .mounts
+        .iter()
+        .enumerate()
+        .filter_map(|(index, mount)| {
+            let source = match mount.kind {
+                MountKind::Tmpfs { size_bytes } => Source::Memory { size_bytes },
+                MountKind::Bind { .. } => Source::Share {
+                    tag: share(guest, index, mount)?.tag,
+                },
+            };
+            Some(Mount {
+                source,
+                target: mount.target.clone(),
+                read_only: mount.read_only,
+            })
+        });
+    mounts.collect()
 }
 
-/// A file the host wrote for the guest, such as `/etc/hosts`: mounted in containers, written here.
-fn own_file(mount: &engine::GuestMount) -> Option<File> {
-    let MountKind::Bind { source } = &mount.kind else {
-        return None;
-    };
-    Some(File {
-        path: mount.target.clone(),
-        content: fs::read_to_string(source).ok()?,
-        mode: 0o644,
-    })
+/// Files the host wrote for the guest, such as `/etc/hosts`: mounted in containers, written here.
+fn own_files(guest: &Guest) -> Vec<File> {
+    let files = guest.mounts.iter().filter_map(|mount| match &mount.kind {
+        MountKind::Bind { source } if source.starts_with(&guest.directory) => Some(File {
+            path: mount.target.clone(),
+            content: fs::read_to_string(source).ok()?,
+            mode: 0o644,
+        }),
+        _ => None,
+    });
+    files.collect()
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, path::PathBuf};
 
     use engine::{GuestNetwork, GuestProcess};
     use model::{InstanceId, instance::LogSpec};
@@ -245,6 +304,40 @@ mod tests {
             assert_eq!(read.stdio == vmm::config::Stdio::Console, system);
             assert_eq!(memory_bytes(shared.path()).unwrap(), 256 << 20);
         }
+    }
+
+    #[test]
+    fn folders_are_shared_and_the_hosts_own_files_written() {
+        let (mut guest, machine) = guest(false);
+        let shared = tempfile::tempdir().unwrap();
+        guest.directory = shared.path().join("instance");
+        fs::create_dir(&guest.directory).unwrap();
+        fs::write(guest.directory.join("hosts"), "::1 localhost").unwrap();
+        let mount = |kind, target: &str| GuestMount {
+            kind,
+            target: target.to_owned(),
+            read_only: true,
+            id_mapped: true,
+        };
+        let bind = |source: PathBuf| MountKind::Bind { source };
+        guest.mounts = vec![
+            mount(MountKind::Tmpfs { size_bytes: None }, "/tmp"),
+            mount(bind("/srv/data".into()), "/tmp/data"),
+            mount(bind(guest.directory.join("hosts")), "/etc/hosts"),
+        ];
+        let told = told(&guest, &machine);
+        assert_eq!(told.mounts.len(), 2);
+        let tag = "mount1".to_owned();
+        assert_eq!(told.mounts[1].source, Source::Share { tag });
+        assert_eq!(told.files.len(), 1);
+        assert_eq!(told.files[0].content, "::1 localhost");
+        write(&guest, &machine, Accel::Soft, shared.path()).unwrap();
+        let text = fs::read(shared.path().join(FILE)).unwrap();
+        let read = vmm::VmConfig::parse(&text).unwrap().shares;
+        assert_eq!(read.len(), 1);
+        assert_eq!(read[0].tag, "mount1");
+        assert_eq!(read[0].path, Path::new("/shares/mount1"));
+        assert!(read[0].read_only);
     }
 
     #[test]

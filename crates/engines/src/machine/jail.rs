@@ -27,6 +27,15 @@ use super::config;
 const OVERHEAD_BYTES: u64 = 256 << 20;
 /// The program, inside.
 const PROGRAM: &str = "/berth-vmm";
+/// What serving folders that can be written takes.
+const SHARING: [&str; 6] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "SETGID",
+    "SETUID",
+];
 /// The hardware's door, for who may use it.
 const KVM: &str = "/dev/kvm";
 
@@ -70,6 +79,10 @@ pub(crate) fn jail(
         bind(&machine.initrd, config::INITRD, true),
         bind(&machine.disk, config::DISK, false),
     ];
+    let shares = config::shares(guest);
+    for share in &shares {
+        mounts.push(folder(share)?);
+    }
     let log = guest.directory.join("log");
     mounts.push(bind(&log, config::LOG, false));
     Ok(Guest {
@@ -83,11 +96,7 @@ pub(crate) fn jail(
         process: process(guest),
         system: false,
         limits: limits(&guest.limits, machine.memory_bytes),
-        // Over its own namespaces only: to open the interface, and to lock itself up, by which it
-        // gives all of them up.
-        capabilities: ["NET_RAW", "SETPCAP", "SYS_ADMIN"]
-            .map(str::to_owned)
-            .into(),
+        capabilities: capabilities(&shares),
         // It filters itself, each thread by what it is for; the usual filter would only keep it from
         // changing to a root of its own.
         seccomp: false,
@@ -98,6 +107,34 @@ pub(crate) fn jail(
         sysctls: quiet(),
         network: GuestNetwork::Own,
         ..guest.clone()
+    })
+}
+
+/// Over its own namespaces only: to open the interface, and to lock itself up, by which it gives all
+/// of them up; but where folders are shared, to be all users of the guest in them, which the thread
+/// keeps that serves them.
+fn capabilities(shares: &[config::Share<'_>]) -> Vec<String> {
+    let mut names = vec!["NET_RAW", "SETPCAP", "SYS_ADMIN"];
+    if shares.iter().any(|it| it.read_only) {
+        names.push("DAC_READ_SEARCH");
+    }
+    if shares.iter().any(|it| !it.read_only) {
+        names.extend(SHARING);
+    }
+    names.into_iter().map(str::to_owned).collect()
+}
+
+/// A folder of the host for the guest.
+fn folder(share: &config::Share<'_>) -> Result<GuestMount, EngineError> {
+    if share.source.is_dir() {
+        return Ok(bind(share.source, &share.inside(), share.read_only));
+    }
+    Err(EngineError::Refused {
+        message: format!(
+            "{} is no folder: a virtual machine mounts folders only; mount the folder it is in, or \
+             copy it with berth cp",
+            share.source.display()
+        ),
     })
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::spec::{InstanceSpec, MountSource, NetworkMode, inside_path};
+use super::spec::{InstanceSpec, Mount, MountSource, NetworkMode, inside_path};
 use crate::{units::ByteSize, validate::Report};
 
 /// Memory of a virtual machine unless said otherwise.
@@ -13,6 +13,9 @@ pub const MIN_MEMORY: ByteSize = ByteSize(96 << 20);
 pub const MAX_VCPUS: u32 = 254;
 /// Most bytes of a kernel command line (`COMMAND_LINE_SIZE` of x86).
 const MAX_APPEND_BYTES: usize = 2048;
+
+/// Most folders and volumes of a virtual machine: each is a device.
+const MAX_FOLDERS: usize = 16;
 
 /// What executes a virtual machine's code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -107,13 +110,11 @@ impl InstanceSpec {
             "security.devices",
             "a virtual machine has devices of its own, not the host's",
         );
-        for (index, mount) in self.mounts.iter().enumerate() {
-            report.require(
-                matches!(mount.source, MountSource::Tmpfs { .. }),
-                &format!("mounts[{index}]"),
-                "folders of the host cannot be mounted in a virtual machine yet; copy files in \
-                 with berth cp",
-            );
-        }
+        let is_folder = |mount: &&Mount| !matches!(mount.source, MountSource::Tmpfs { .. });
+        report.require(
+            self.mounts.iter().filter(is_folder).count() <= MAX_FOLDERS,
+            "mounts",
+            "at most 16 folders and volumes in a virtual machine",
+        );
     }
 }

@@ -31,7 +31,7 @@ pub fn mount(config: &Config, sysroot: &Path) -> Result<(), BootError> {
     load_modules_of(&root.source)?;
     root.changes.as_ref().map_or(Ok(()), load_modules_of)?;
     match &root.changes {
-        None => mount_source(&root.source, sysroot, root.read_only)?,
+        None => mount_source(&root.source, sysroot, flags(root.read_only))?,
         Some(changes) => mount_overlay(&root.source, changes, sysroot, root.read_only)?,
     }
     // The first mount may have been made read-only; these have to exist in the image then.
@@ -54,7 +54,12 @@ pub fn mount_further(mounts: &[Mount]) -> Result<(), BootError> {
     for further in mounts {
         let target = Path::new("/").join(&further.target);
         fs::create_dir_all(&target).map_err(at("make", &target))?;
-        mount_source(&further.source, &target, further.read_only)?;
+        let mut flags = flags(further.read_only);
+        if matches!(further.source, Source::Share { .. }) {
+            // As for a folder in a container.
+            flags |= MountFlags::NOSUID | MountFlags::NODEV;
+        }
+        mount_source(&further.source, &target, flags)?;
     }
     Ok(())
 }
@@ -68,11 +73,14 @@ fn load_modules_of(source: &Source) -> Result<(), BootError> {
     }
 }
 
-fn mount_source(source: &Source, target: &Path, read_only: bool) -> Result<(), BootError> {
-    let mut flags = MountFlags::empty();
-    if read_only {
-        flags |= MountFlags::RDONLY;
+fn flags(read_only: bool) -> MountFlags {
+    match read_only {
+        true => MountFlags::RDONLY,
+        false => MountFlags::empty(),
     }
+}
+
+fn mount_source(source: &Source, target: &Path, flags: MountFlags) -> Result<(), BootError> {
     match source {
         Source::Disk {
             serial,
@@ -108,8 +116,8 @@ fn mount_overlay(
         fs::create_dir_all(path).map_err(at("make", path))?;
     }
     load_modules_for("overlay")?;
-    mount_source(lower, base, true)?;
-    mount_source(changes, changes_at, false)?;
+    mount_source(lower, base, MountFlags::RDONLY)?;
+    mount_source(changes, changes_at, MountFlags::empty())?;
     let (upper, work) = (changes_at.join("upper"), changes_at.join("work"));
     for path in [&upper, &work] {
         fs::create_dir_all(path).map_err(at("make", path))?;
@@ -120,11 +128,7 @@ fn mount_overlay(
         upper.display(),
         work.display()
     );
-    let mut flags = MountFlags::empty();
-    if read_only {
-        flags |= MountFlags::RDONLY;
-    }
-    mount_at("overlay", "overlay", sysroot, flags, &options)?;
+    mount_at("overlay", "overlay", sysroot, flags(read_only), &options)?;
     // The overlay holds it; nobody else shall see it.
     unmount(base, UnmountFlags::DETACH).map_err(at("let go of", base))
 }
