@@ -88,6 +88,7 @@ pub struct End {
     pub vector: VectorState,
     pub cr2: u64,
     pub memory: Vec<u8>,
+    pub code: Vec<u8>,
     pub touches: Vec<Touch>,
 }
 
@@ -98,6 +99,14 @@ pub enum Tier {
     Zero,
     /// What runs guests: translations, and the interpreter for what is not hot.
     One,
+}
+
+impl End {
+    /// Whether an indirect branch to an address that is not canonical faulted: tier 0 reports it at the branch, as Intel's
+    /// processors do, translated code at the target.
+    pub fn is_of_branch_nowhere(&self) -> bool {
+        self.fault == Some(Fault::GP0) && !cpu::soft::memory::access::is_canonical(self.rip)
+    }
 }
 
 pub struct Guest {
@@ -168,6 +177,17 @@ impl Guest {
         content
     }
 
+    fn code(&mut self) -> Vec<u8> {
+        let mut content = vec![0; CODE_BYTES as usize];
+        for (address, page) in (CODE..)
+            .step_by(PAGE as usize)
+            .zip(content.chunks_mut(PAGE as usize))
+        {
+            self.interpreter.core.physical_read(address, page);
+        }
+        content
+    }
+
     /// Runs until `hlt` or a fault; `None` when it does not come to an end within some thousand instructions.
     pub fn run(&mut self, start: &State) -> Option<End> {
         self.device.0.lock().unwrap().clear();
@@ -193,6 +213,7 @@ impl Guest {
             vector: core.vector.state.clone(),
             cr2: core.control.cr2,
             memory: self.data(),
+            code: self.code(),
             touches: std::mem::take(&mut self.device.0.lock().unwrap()),
         })
     }

@@ -311,9 +311,13 @@ pub fn make(
         };
         it.set_op1_register(first + roles.index.number() as u32);
     }
-    let divides = matches!(it.mnemonic(), Mnemonic::Div | Mnemonic::Idiv);
-    if divides && !random.one_in(4) {
-        return None;
+    match it.mnemonic() {
+        Mnemonic::Div | Mnemonic::Idiv if !random.one_in(4) => return None,
+        // More than one leaves the overflow flag undefined, which tiers need not agree on and code may still read.
+        Mnemonic::Rol | Mnemonic::Ror if it.op1_kind() == OpKind::Immediate8 => {
+            it.set_immediate8(it.immediate8() & 1);
+        }
+        _ => {}
     }
     (random.one_in(40) || !writes_role(&it, roles, factory)).then_some(it)
 }

@@ -17,6 +17,18 @@ pub struct Program {
     pub roles: Roles,
 }
 
+impl Program {
+    /// All pages of code: where it has none is `hlt`.
+    pub fn image(&self) -> Vec<u8> {
+        let mut image = vec![0xf4; CODE_BYTES as usize];
+        for (address, bytes) in &self.code {
+            let start = (address - CODE) as usize;
+            image[start..start + bytes.len()].copy_from_slice(bytes);
+        }
+        image
+    }
+}
+
 /// One instruction and `hlt`.
 pub fn single(
     code: Code,
