@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{CpuError, Msi, VcpuState};
+use crate::{CpuError, Msi, VcpuState, soft::translate::Counters};
 
 /// What executes guest code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -36,6 +36,11 @@ pub trait Partition: Send + Sync {
     /// Instructions executed so far by all vCPUs, where the backend counts them; lags behind while
     /// they run.
     fn instructions(&self) -> Option<u64> {
+        None
+    }
+
+    /// What the translators of vCPUs that ended did how often, where the backend translates.
+    fn counters(&self) -> Option<Counters> {
         None
     }
 }

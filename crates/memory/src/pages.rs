@@ -5,9 +5,11 @@
 //! remembers [`Pages::generation`] with the translation, and compares the two before it uses it. A
 //! write to a page so marked raises the generation and takes the mark away; a write to any other
 //! page costs one relaxed load.
+//!
+//! Who runs translations without comparing each time asks to be woken instead ([`Pages::watch`]).
 
 use std::sync::{
-    Arc,
+    Arc, PoisonError, RwLock,
     atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
 };
 
@@ -23,6 +25,10 @@ pub struct Pages {
     dirty: Box<[AtomicU64]>,
     code: Box<[AtomicU64]>,
     generation: Box<[AtomicU32]>,
+    /// How often any generation changed.
+    changes: AtomicU64,
+    /// Set to 1 whenever one does.
+    watchers: RwLock<Vec<&'static AtomicU32>>,
 }
 
 /// A type of which all bits zero are a value.
@@ -52,6 +58,8 @@ impl Pages {
             dirty: zeroed(pages.div_ceil(64)),
             code: zeroed(pages.div_ceil(64)),
             generation: zeroed(pages),
+            changes: AtomicU64::new(0),
+            watchers: RwLock::default(),
         }
     }
 
@@ -108,7 +116,38 @@ impl Pages {
         }
         self.code[word].fetch_and(!bit, Ordering::SeqCst);
         self.generation[page].fetch_add(1, Ordering::AcqRel);
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        let watchers = self.watchers.read();
+        for word in watchers.unwrap_or_else(PoisonError::into_inner).iter() {
+            word.store(1, Ordering::SeqCst);
+        }
         true
+    }
+
+    /// How often the generation of any page changed.
+    #[inline]
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::SeqCst)
+    }
+
+    /// Has `word` set to 1 whenever the generation of a page changes, before that page's content
+    /// does.
+    pub fn watch(&self, word: &'static AtomicU32) {
+        let mut watchers = self
+            .watchers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        watchers.push(word);
+    }
+
+    /// Takes back what [`Pages::watch`] was told.
+    pub fn unwatch(&self, word: &'static AtomicU32) {
+        let mut watchers = self
+            .watchers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        watchers.retain(|it| !std::ptr::eq(*it, word));
     }
 
     /// Whether writes are logged. A vCPU may skip [`Pages::written`] for a page only while this is

@@ -13,6 +13,7 @@ use super::{
     op::{HIGH_BYTES, Mem, RIP, Width, ZERO},
     platform::Platform,
     system::{Tables, control::Control, events::Events, msr::Msrs},
+    translate::interface::Interface,
     vector::Vector,
 };
 use crate::Bus;
@@ -91,7 +92,8 @@ pub enum Place {
     Device(u64),
 }
 
-/// One software vCPU.
+/// One software vCPU. Translated code reaches its fields by their offsets.
+#[repr(C)]
 pub struct Core {
     /// `rax` to `r15` in order of their numbers, then [`ZERO`] and [`RIP`].
     pub regs: [u64; 18],
@@ -118,6 +120,8 @@ pub struct Core {
     pub(in crate::soft) tlb: Tlb,
     /// Past the last operation of the block that runs; moved to its start to end it early.
     pub(in crate::soft) block_end: *const Op,
+    /// What it shares with translated code.
+    pub(in crate::soft) interface: Interface,
     /// Its local APIC, clocks and peers.
     pub(in crate::soft) platform: Platform,
     /// RAM.
@@ -203,6 +207,7 @@ impl Core {
             events: Events::default(),
             tlb: Tlb::default(),
             block_end: std::ptr::null(),
+            interface: Interface::default(),
             platform,
             ram,
             bus,
@@ -230,5 +235,5 @@ impl Core {
     }
 }
 
-// SAFETY: `block_end` is only compared, never followed.
+// SAFETY: `block_end` is only compared, never followed; what `interface` points to lives for ever.
 unsafe impl Send for Core {}

@@ -134,6 +134,8 @@ impl Default for Flags {
 }
 
 impl Flags {
+    /// Offset of the status flags, as `lahf; seto al` leaves them, for translated code.
+    pub(in crate::soft) const STATUS: usize = std::mem::offset_of!(Self, status);
     /// All of them, as `pushfq` would store them; bit 1 is always set.
     #[inline]
     #[must_use]

@@ -1,18 +1,54 @@
 //! The innermost loop: finds blocks and runs their operations.
 //!
+//! Where there is a translator it is asked first, and told of blocks that are run often.
+//!
 //! It runs one vCPU on the thread of its caller, knows nothing of threads, interrupts or exits, and
 //! hands every fault to its caller.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::{
+    io,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
-use super::{Core, Fault, Flow, block::Blocks, op::RIP};
+use super::{
+    Core, Fault, Flow, Width,
+    block::{Block, Blocks},
+    op::RIP,
+    translate::{self, Translator},
+};
 
 /// A core with its blocks.
 pub struct Interpreter {
     /// The state.
     pub core: Core,
     blocks: Blocks,
+    translator: Option<Box<Translator>>,
     instructions: u64,
+}
+
+/// How code is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tier {
+    /// By the interpreter only.
+    Interpret,
+    /// Blocks that were interpreted often enough are translated.
+    Translate {
+        /// How often that is, 1 at least.
+        threshold: u32,
+        /// Whether translations lead to each other. If not, [`Interpreter::run_block`] runs one
+        /// at a time.
+        chain: bool,
+    },
+}
+
+impl Default for Tier {
+    /// What is fastest.
+    fn default() -> Self {
+        Self::Translate {
+            threshold: translate::THRESHOLD,
+            chain: true,
+        }
+    }
 }
 
 /// Why [`Interpreter::run`] came back.
@@ -34,8 +70,34 @@ impl Interpreter {
         Self {
             blocks: Blocks::new(core.ram.clone()),
             core,
+            translator: None,
             instructions: 0,
         }
+    }
+
+    /// Says how code is to be run; at first it is interpreted. On a machine that lacks what
+    /// translations need it stays so. To be called before the process gives up its right to map
+    /// executable memory.
+    ///
+    /// # Errors
+    /// When the kernel gives no memory for translations.
+    pub fn set_tier(&mut self, tier: Tier) -> io::Result<()> {
+        self.translator = None;
+        if let Tier::Translate { threshold, chain } = tier
+            && translate::is_possible()
+        {
+            let mut translator = Box::new(Translator::new()?);
+            translator.set_threshold(threshold);
+            translator.set_chaining(chain);
+            self.translator = Some(translator);
+        }
+        Ok(())
+    }
+
+    /// What the translator did how often.
+    #[must_use]
+    pub fn counters(&self) -> &translate::Counters {
+        &self.core.interface.counters
     }
 
     /// Instructions executed so far. A repeated string instruction counts once per part.
@@ -56,7 +118,7 @@ impl Interpreter {
             if attention.load(Ordering::Relaxed) != 0 {
                 return Outcome::Attention;
             }
-            match self.block() {
+            match self.run_block(attention) {
                 Ok(Flow::Next | Flow::Branch | Flow::Again) => {}
                 Ok(Flow::Sync | Flow::SyncBranch) => return Outcome::Sync,
                 Err(fault) => return Outcome::Fault(fault),
@@ -64,13 +126,51 @@ impl Interpreter {
         }
     }
 
-    /// Runs one block.
+    /// Runs what is translated at the current `rip`, and what that leads to until it comes back;
+    /// else interprets one block.
+    ///
+    /// # Errors
+    /// What the instruction at the current `rip` raised.
+    #[inline(always)]
+    pub fn run_block(&mut self, attention: &AtomicU32) -> Result<Flow, Fault> {
+        let Some(translator) = &mut self.translator else {
+            return self.block();
+        };
+        let core = &mut self.core;
+        if core.width != Width::Code64 {
+            return self.block();
+        }
+        let rip = core.rip();
+        let Some((host, page)) = core.find_code(rip)? else {
+            return self.block();
+        };
+        if let Some(flow) = translator.run(core, host, attention) {
+            self.instructions += 1;
+            return flow;
+        }
+        let block = self.blocks.find(core, self.instructions)?;
+        if translator.is_hot(&block) {
+            translator.translate(core, &block, page);
+            if let Some(flow) = translator.run(core, host, attention) {
+                return flow;
+            }
+        }
+        core.interface.counters.interpreted += 1;
+        self.interpret(&block)
+    }
+
+    /// Interprets one block.
     ///
     /// # Errors
     /// What the instruction at the current `rip` raised.
     #[inline(always)]
     pub fn block(&mut self) -> Result<Flow, Fault> {
         let block = self.blocks.find(&mut self.core, self.instructions)?;
+        self.interpret(&block)
+    }
+
+    #[inline(always)]
+    fn interpret(&mut self, block: &Block) -> Result<Flow, Fault> {
         let core = &mut self.core;
         let (start, end) = block.ops();
         core.block_end = end;

@@ -1,4 +1,5 @@
-//! The software CPU, tier 0: an interpreter over decoded blocks.
+//! The software CPU: an interpreter over decoded blocks (tier 0), and a translator of hot ones
+//! ([`translate`], tier 1).
 //!
 //! ```text
 //!   bytes ─ iced-x86 ─► Instruction ─ select ─► Op (handler + packed operands) ─► Block
@@ -43,6 +44,7 @@ mod state;
 pub mod system;
 #[cfg(test)]
 mod tests;
+pub mod translate;
 mod vcpu;
 pub mod vector;
 
@@ -50,5 +52,6 @@ pub use self::core::Core;
 pub use fault::Fault;
 pub use flags::Flags;
 pub use interpreter::Interpreter;
+pub use interpreter::Tier;
 pub use op::{Flow, Handler, Op, Width};
 pub use partition::SoftPartition;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use memory::Ram;
 
 use super::{
-    native,
+    Tier, native,
     platform::{Common, Platform},
+    translate::Counters,
     vcpu::SoftVcpu,
 };
 use crate::{Backend, Bus, CpuError, Msi, Partition, Vcpu, cpuid::Table};
@@ -17,6 +18,7 @@ pub struct SoftPartition {
     ram: Ram,
     bus: Arc<dyn Bus>,
     cpuid: Box<dyn Fn(u32) -> Table + Send + Sync>,
+    tier: Tier,
 }
 
 impl SoftPartition {
@@ -32,7 +34,15 @@ impl SoftPartition {
             ram: ram.clone(),
             bus,
             cpuid: Box::new(cpuid),
+            tier: Tier::default(),
         }
+    }
+
+    /// Says how vCPUs made from now on run code.
+    #[must_use]
+    pub fn with_tier(mut self, tier: Tier) -> Self {
+        self.tier = tier;
+        self
     }
 
     /// Lets the next store of any vCPU to any page be seen by the dirty log: to be called after the
@@ -54,7 +64,13 @@ impl Partition for SoftPartition {
         })?;
         let cpuid = (self.cpuid)(index);
         let platform = Platform::new(index, &self.common, Arc::clone(&self.bus), cpuid)?;
-        let vcpu = SoftVcpu::new(index, platform, self.ram.clone(), Arc::clone(&self.bus))?;
+        let vcpu = SoftVcpu::new(
+            index,
+            platform,
+            self.ram.clone(),
+            Arc::clone(&self.bus),
+            self.tier,
+        )?;
         Ok(Box::new(vcpu))
     }
 
@@ -66,5 +82,9 @@ impl Partition for SoftPartition {
     /// A repeated string instruction counts once per part.
     fn instructions(&self) -> Option<u64> {
         Some(self.common.peers.instructions())
+    }
+
+    fn counters(&self) -> Option<Counters> {
+        Some(self.common.peers.counters().clone())
     }
 }

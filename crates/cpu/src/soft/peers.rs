@@ -13,7 +13,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 
-use super::{Core, lapic::Inbox};
+use super::{Core, lapic::Inbox, translate::Counters};
 
 /// Stands for all pages.
 const ALL: usize = usize::MAX;
@@ -39,6 +39,7 @@ pub struct Peers {
     all: RwLock<Vec<Arc<Peer>>>,
     asking: Mutex<()>,
     page: AtomicUsize,
+    counters: Mutex<Counters>,
 }
 
 impl Peer {
@@ -77,6 +78,11 @@ impl Peers {
         all.iter()
             .map(|it| it.instructions.load(Ordering::Relaxed))
             .sum()
+    }
+
+    /// What the translators of vCPUs that ended did how often.
+    pub(super) fn counters(&self) -> MutexGuard<'_, Counters> {
+        self.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn try_turn(&self) -> Option<MutexGuard<'_, ()>> {

@@ -16,7 +16,7 @@ use std::sync::{
 use memory::Ram;
 
 use super::{
-    Core, Flow, Interpreter,
+    Core, Flow, Interpreter, Tier,
     flags::{IF, TF},
     interpreter::Outcome,
     interrupt::{self, Event, Source, TripleFault},
@@ -52,13 +52,22 @@ impl SoftVcpu {
         platform: Platform,
         ram: Ram,
         bus: Arc<dyn Bus>,
+        tier: Tier,
     ) -> Result<Self, CpuError> {
         let attention = platform.apic.inbox().attention_word();
         let mut core = Core::new(platform, ram, bus);
         core.set_state(index, &VcpuState::reset(index))?;
+        let mut interpreter = Interpreter::new(core);
+        interpreter
+            .set_tier(tier)
+            .map_err(|source| CpuError::System {
+                what: "map memory for translated code",
+                source,
+            })?;
+        interpreter.core.watch_code(attention);
         Ok(Self {
             index,
-            interpreter: Interpreter::new(core),
+            interpreter,
             attention,
         })
     }
@@ -184,6 +193,15 @@ impl SoftVcpu {
                 interrupt::raise(core, super::Fault::DEBUG.into())
             }
         }
+    }
+}
+
+impl Drop for SoftVcpu {
+    fn drop(&mut self) {
+        let core = &self.interpreter.core;
+        core.ram.pages().unwatch(self.attention);
+        let mut sum = core.platform.peers.counters();
+        sum.add(self.interpreter.counters());
     }
 }
 

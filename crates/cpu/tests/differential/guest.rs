@@ -1,12 +1,15 @@
 //! Executes one instruction on the software CPU, in a guest whose memory has the window of
 //! [`super::host`] at the same addresses with the same permissions.
 
-use std::{arch::asm, sync::Arc};
+use std::{
+    arch::asm,
+    sync::{Arc, atomic::AtomicU32},
+};
 
 use cpu::{
     Bus,
     soft::{
-        Core, Fault, Flow,
+        Core, Fault, Flow, Interpreter, Tier,
         op::{RIP, Width},
     },
 };
@@ -75,7 +78,8 @@ fn selectors(width: Width) -> [u16; 6] {
 
 /// The software CPU.
 pub struct Guest {
-    pub core: Core,
+    interpreter: Interpreter,
+    translates: bool,
 }
 
 impl Guest {
@@ -98,6 +102,11 @@ impl Guest {
             let value = address | PRESENT | writable;
             core.physical_write(entry(3, address), &value.to_le_bytes());
         }
+        // What is translated is fetched from memory.
+        let code = TABLES + 0x4000;
+        core.physical_write(entry(2, CODE), &(code | PRESENT | WRITABLE).to_le_bytes());
+        let of_code = code + (CODE >> 12 & 0x1ff) * 8;
+        core.physical_write(of_code, &(CODE | PRESENT).to_le_bytes());
         core.control.cr0 |= 1 << 31;
         core.control.cr3 = TABLES;
         core.control.cr4 |= 1 << 5;
@@ -119,13 +128,46 @@ impl Guest {
             core.segments[1].base = CODE;
             core.segments[1].limit = CODE16_LIMIT;
         }
-        Self { core }
+        Self {
+            interpreter: Interpreter::new(core),
+            translates: false,
+        }
+    }
+
+    /// One that translates what it executes.
+    pub fn translating() -> Self {
+        let mut guest = Self::new(Width::Code64);
+        let at_once = Tier::Translate {
+            threshold: 1,
+            chain: false,
+        };
+        guest
+            .interpreter
+            .set_tier(at_once)
+            .expect("memory for code");
+        guest.translates = true;
+        guest
+    }
+
+    /// Whether it translates.
+    pub fn translates(&self) -> bool {
+        self.translates
+    }
+
+    /// How many blocks were translated.
+    pub fn translations(&self) -> u64 {
+        self.interpreter.counters().translations
+    }
+
+    pub fn core(&mut self) -> &mut Core {
+        &mut self.interpreter.core
     }
 
     /// Fills the open part of the window.
     pub fn fill(&mut self, content: &[u8]) {
         for (index, page) in content.chunks(0x1000).enumerate() {
-            self.core.physical_write(OPEN + 0x1000 * index as u64, page);
+            self.core()
+                .physical_write(OPEN + 0x1000 * index as u64, page);
         }
     }
 
@@ -133,7 +175,8 @@ impl Guest {
     pub fn open(&mut self) -> Vec<u8> {
         let mut content = vec![0; OPEN_BYTES];
         for (index, page) in content.chunks_mut(0x1000).enumerate() {
-            self.core.physical_read(OPEN + 0x1000 * index as u64, page);
+            self.core()
+                .physical_read(OPEN + 0x1000 * index as u64, page);
         }
         content
     }
@@ -144,25 +187,56 @@ impl Guest {
     }
 
     /// Executes an instruction in the slot to its end.
-    pub fn run(&mut self, instruction: &Instruction, before: &Registers) -> (Registers, Ending) {
-        let slot = slot(self.core.width);
-        let op = cpu::soft::select::select(instruction, self.core.width);
-        self.core.regs[..16].copy_from_slice(&before.gpr);
-        self.core.regs[RIP as usize] = slot;
-        self.core.flags.set(before.flags);
-        let ending = loop {
-            match (op.run)(&mut self.core, &op) {
-                Ok(Flow::Again) => {}
-                Ok(Flow::Next | Flow::Sync) => break Ending::Rip(slot + u64::from(op.len)),
-                Ok(Flow::Branch | Flow::SyncBranch) => break Ending::Rip(self.core.rip()),
-                Err(fault) => break Ending::Fault(fault),
-            }
+    pub fn run(
+        &mut self,
+        instruction: &Instruction,
+        bytes: &[u8],
+        before: &Registers,
+    ) -> (Registers, Ending) {
+        let core = self.core();
+        let slot = slot(core.width);
+        core.regs[..16].copy_from_slice(&before.gpr);
+        core.regs[RIP as usize] = slot;
+        core.flags.set(before.flags);
+        let ending = if self.translates {
+            self.run_translated(bytes, slot)
+        } else {
+            self.interpret(instruction, slot)
         };
+        let core = self.core();
         let mut after = Registers {
-            flags: self.core.flags.get(),
+            flags: core.flags.get(),
             ..Registers::default()
         };
-        after.gpr.copy_from_slice(&self.core.regs[..16]);
+        after.gpr.copy_from_slice(&core.regs[..16]);
         (after, ending)
+    }
+
+    fn interpret(&mut self, instruction: &Instruction, slot: u64) -> Ending {
+        let core = self.core();
+        let op = cpu::soft::select::select(instruction, core.width);
+        loop {
+            match (op.run)(core, &op) {
+                Ok(Flow::Again) => {}
+                Ok(Flow::Next | Flow::Sync) => break Ending::Rip(slot + u64::from(op.len)),
+                Ok(Flow::Branch | Flow::SyncBranch) => break Ending::Rip(core.rip()),
+                Err(fault) => break Ending::Fault(fault),
+            }
+        }
+    }
+
+    /// Translates the instruction with a jump to itself behind, and runs that.
+    fn run_translated(&mut self, bytes: &[u8], slot: u64) -> Ending {
+        const JUMP_TO_ITSELF: [u8; 2] = [0xeb, 0xfe];
+        let code = [bytes, &JUMP_TO_ITSELF].concat();
+        self.core().physical_write(slot, &code);
+        let quiet = AtomicU32::new(0);
+        loop {
+            match self.interpreter.run_block(&quiet) {
+                Ok(Flow::Again) => {}
+                Ok(_) => break Ending::Rip(self.core().rip()),
+                Err(fault) => break Ending::Fault(fault),
+            }
+        }
     }
 }

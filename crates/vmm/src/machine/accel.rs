@@ -6,7 +6,7 @@ use cpu::{
     Backend, Bus, CpuError, Partition,
     cpuid::{Features, Level, Profile},
     kvm::{KvmPartition, probe},
-    soft::{SoftPartition, clock::Tsc},
+    soft::{SoftPartition, Tier, clock::Tsc},
 };
 use memory::Ram;
 
@@ -28,6 +28,7 @@ pub fn choose(accel: Accel) -> Backend {
 pub(super) fn partition(
     config: &VmConfig,
     backend: Backend,
+    tier: Tier,
     ram: &Ram,
     bus: Arc<dyn Bus>,
 ) -> Result<Arc<dyn Partition>, CpuError> {
@@ -49,7 +50,7 @@ pub(super) fn partition(
         }
         Backend::Soft => {
             let cpuid = move |index| profile.table(index);
-            Arc::new(SoftPartition::new(ram, bus, cpuid))
+            Arc::new(SoftPartition::new(ram, bus, cpuid).with_tier(tier))
         }
     })
 }

@@ -19,7 +19,10 @@ mod virtio;
 
 use std::{io, os::unix::net::UnixListener, path::PathBuf, sync::Arc, time::Instant};
 
-use cpu::{Backend, CpuError, Partition, Vcpu};
+use cpu::{
+    Backend, CpuError, Partition, Vcpu,
+    soft::{Tier, translate::Counters},
+};
 use devices::{pci::PciError, serial::Serial, virtio::Host};
 use memory::{Ram, RamError};
 
@@ -82,6 +85,8 @@ pub struct Parts {
     pub backend: Backend,
     /// Opened files.
     pub resources: Resources,
+    /// How the software CPU runs code.
+    pub tier: Tier,
     /// Where programs connect to the guest.
     pub vsock_listener: Option<UnixListener>,
     /// What the paths of sockets that the guest connects to begin with.
@@ -119,7 +124,13 @@ impl Machine {
         let ram = Ram::new(config.memory_bytes)?;
         let mut bus = BusBuilder::default();
         let platform = Platform::new(&mut bus, &ram, config.vcpus, &gate, parts.output)?;
-        let partition = accel::partition(config, parts.backend, &ram, Arc::new(bus.build()))?;
+        let partition = accel::partition(
+            config,
+            parts.backend,
+            parts.tier,
+            &ram,
+            Arc::new(bus.build()),
+        )?;
         platform.interrupts.connect(Arc::clone(&partition));
         let slots = virtio::Slots {
             pci: &platform.pci,
@@ -252,12 +263,14 @@ impl Machine {
         pairs.try_for_each(|(thread, cpus)| thread.pin(cpus))
     }
 
-    /// Waits for the ends of the vCPUs' threads, after [`Gate::stop`].
-    pub fn join(self) {
+    /// Waits for the ends of the vCPUs' threads, after [`Gate::stop`]. Returns what the translators
+    /// of the software CPU did.
+    pub fn join(self) -> Option<Counters> {
         self.virtio.pause();
         for thread in self.threads {
             thread.join();
         }
+        self.partition.counters()
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
     time::Instant,
 };
 
-use cpu::Backend;
+use cpu::{Backend, soft::Tier};
 use devices::virtio::{
     DeviceEvent, Host,
     fs::{Fs, keep_capabilities},
@@ -47,6 +47,8 @@ pub struct Options {
     pub since: Instant,
     /// Whether to say on standard error what happens.
     pub verbose: bool,
+    /// How the software CPU runs code.
+    pub tier: Tier,
     /// A pipe to the supervisor, with whom the process ends.
     pub supervisor: Option<File>,
 }
@@ -139,6 +141,7 @@ pub fn run(
     let log = resources.log.take();
     let parts = Parts {
         backend: options.backend,
+        tier: options.tier,
         resources,
         vsock_listener: clone(&listeners.vsock).map_err(failed("copy a socket"))?,
         vsock_prefix: vsock_prefix(config, options.jail),
@@ -183,8 +186,14 @@ pub fn run(
     running.machine.start();
     serve(listeners.control.as_ref(), &source, &mut running);
     let reason = running.gate.wait();
-    running.machine.join();
+    let counters = running.machine.join();
     console.finish();
+    if options.verbose
+        && let Some(counters) = counters
+    {
+        let mut out = io::stderr().lock();
+        let _lost = writeln!(out, "berth-vmm: {counters:#?}");
+    }
     Ok(reason)
 }
 

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cpu::Backend;
+use cpu::{Backend, soft::Tier};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     process::{
@@ -132,6 +132,7 @@ impl Child {
             0 => {
                 drop(report);
                 let options = Options {
+                    tier: Tier::default(),
                     backend: how.backend,
                     jail: how.jail,
                     attached: None,

@@ -48,6 +48,8 @@ pub struct Block {
     cell: *const AtomicU32,
     generation: u32,
     count: u32,
+    /// How often it was found.
+    heat: u32,
 }
 
 /// An instruction that goes on in another page.
@@ -65,6 +67,7 @@ impl Block {
         cell: null(),
         generation: 0,
         count: 0,
+        heat: 0,
     };
 
     /// Its operations, as a range of pointers.
@@ -75,8 +78,29 @@ impl Block {
         (self.ops, unsafe { self.ops.add(self.count as usize) })
     }
 
+    /// Where its first byte lies on the host.
+    #[must_use]
+    pub fn host(&self) -> u64 {
+        self.key & !(3 << 60)
+    }
+
+    /// How often it was found since it was decoded.
     #[inline(always)]
-    fn is_current(&self) -> bool {
+    #[must_use]
+    pub fn heat(&self) -> u32 {
+        self.heat
+    }
+
+    /// The generation of its page it was decoded at.
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Whether its page has that generation still.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_current(&self) -> bool {
         // SAFETY: `cell` lies in the `Pages` of the RAM that the cache holds.
         unsafe { &*self.cell }.load(Ordering::Relaxed) == self.generation
     }
@@ -168,9 +192,10 @@ impl Blocks {
             // blocks only.
             let block = unsafe {
                 let head = *self.heads.get_unchecked(chain(key));
-                self.blocks.get_unchecked(head as usize)
+                self.blocks.get_unchecked_mut(head as usize)
             };
             if block.key == key && block.is_current() {
+                block.heat = block.heat.saturating_add(1);
                 return Ok(*block);
             }
         }
@@ -193,7 +218,9 @@ impl Blocks {
         if let Some(number) = known
             && self.blocks[number as usize].is_current()
         {
-            return Ok(self.blocks[number as usize]);
+            let block = &mut self.blocks[number as usize];
+            block.heat = block.heat.saturating_add(1);
+            return Ok(*block);
         }
         if let Some(crossing) = self.crossings.get(&key).copied()
             && crossing.is_current(core, linear)?
@@ -266,6 +293,7 @@ impl Blocks {
             cell: core.ram.pages().generation_cell(page),
             generation,
             count: u32::try_from(self.ops.len() - first).unwrap_or(0),
+            heat: 1,
         };
         Ok((block, second))
     }

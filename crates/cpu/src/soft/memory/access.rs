@@ -160,6 +160,7 @@ impl Core {
     /// made of it are void, and the running one ends with the current instruction.
     pub(in crate::soft) fn about_to_write(&mut self, page: usize) {
         if self.ram.pages().written(page) {
+            self.interface.written.push(page);
             self.end_block();
         }
     }

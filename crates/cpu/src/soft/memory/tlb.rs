@@ -1,8 +1,9 @@
 //! The translation lookaside buffer: from linear pages to host addresses.
 //!
 //! Each entry holds a tag for each kind of access, equal to the linear page where that access needs
-//! no further thought, and what to add to a linear address to get the host's. So one compare
-//! decides present, permitted and within one page; a translator can do the same inline. Pages of
+//! no further thought, and the host's address of that page. An address xor its tag is then the
+//! offset in the page, and one compare decides present, permitted and within one page; translated
+//! code does the same inline, which is why each kind of number has an array of its own. Pages of
 //! devices are never entered; a page that holds code somebody keeps blocks of is never entered for
 //! stores.
 //!
@@ -30,18 +31,9 @@ pub enum Context {
 }
 
 #[derive(Clone, Copy)]
-#[repr(C, align(32))]
-struct Entry {
-    read: u64,
-    write: u64,
-    addend: u64,
-    page: u64,
-}
-
-#[derive(Clone, Copy)]
 struct CodeEntry {
     tag: u64,
-    addend: u64,
+    host: u64,
     page: u64,
 }
 
@@ -56,11 +48,18 @@ pub(super) struct Fill {
     pub(super) writable: bool,
 }
 
-/// The translations of one vCPU.
+/// The translations of one vCPU. Translated code reads the first three arrays.
+#[repr(C)]
 pub struct Tlb {
-    data: Box<[Entry; ENTRIES * CONTEXTS]>,
+    read: [u64; ENTRIES * CONTEXTS],
+    write: [u64; ENTRIES * CONTEXTS],
+    host: [u64; ENTRIES * CONTEXTS],
+    page: Box<[u64; ENTRIES * CONTEXTS]>,
     code: Box<[CodeEntry; ENTRIES * 2]>,
     context: Context,
+    /// Code of the supervisor was found on pages that are not global.
+    local_code: bool,
+    changes: [u32; 2],
 }
 
 fn slot(linear: u64) -> usize {
@@ -74,26 +73,40 @@ fn never(slot: usize) -> u64 {
 
 impl Default for Tlb {
     fn default() -> Self {
-        let data = std::array::from_fn(|slot| Entry {
-            read: never(slot),
-            write: never(slot),
-            addend: 0,
-            page: 0,
-        });
         let code = std::array::from_fn(|slot| CodeEntry {
             tag: never(slot),
-            addend: 0,
+            host: 0,
             page: 0,
         });
         Self {
-            data: Box::new(data),
+            read: std::array::from_fn(never),
+            write: std::array::from_fn(never),
+            host: [0; ENTRIES * CONTEXTS],
+            page: Box::new([0; ENTRIES * CONTEXTS]),
             code: Box::new(code),
             context: Context::Supervisor,
+            local_code: false,
+            changes: [0; 2],
         }
     }
 }
 
 impl Tlb {
+    /// Offset of the tags for loads, for translated code.
+    pub(in crate::soft) const READ: usize = std::mem::offset_of!(Self, read);
+    /// Offset of the tags for stores.
+    pub(in crate::soft) const WRITE: usize = std::mem::offset_of!(Self, write);
+    /// Offset of the host's addresses.
+    pub(in crate::soft) const HOST: usize = std::mem::offset_of!(Self, host);
+    /// Bytes of what one context has in each of these arrays.
+    pub(in crate::soft) const STRIDE: usize = ENTRIES * size_of::<u64>();
+
+    /// How often what code is found at addresses of users, and of the supervisor, may have changed.
+    #[inline(always)]
+    pub(in crate::soft) fn changes(&self) -> [u32; 2] {
+        self.changes
+    }
+
     /// On whose behalf the current code accesses memory.
     #[inline(always)]
     pub(in crate::soft) fn context(&self) -> Context {
@@ -114,13 +127,16 @@ impl Tlb {
     ) -> Option<NonNull<u8>> {
         let index = self.context as usize * ENTRIES + slot(linear);
         // SAFETY: a context is under CONTEXTS and a slot under ENTRIES.
-        let entry = unsafe { self.data.get_unchecked(index) };
-        let tag = match access {
-            Access::Write => entry.write,
-            _ => entry.read,
+        let (tag, host) = unsafe {
+            let tag = match access {
+                Access::Write => self.write.get_unchecked(index),
+                _ => self.read.get_unchecked(index),
+            };
+            (*tag, *self.host.get_unchecked(index))
         };
-        if linear ^ tag <= 0x1000 - bytes as u64 {
-            return NonNull::new(linear.wrapping_add(entry.addend) as *mut u8);
+        let offset = linear ^ tag;
+        if offset <= 0x1000 - bytes as u64 {
+            return NonNull::new((host + offset) as *mut u8);
         }
         None
     }
@@ -131,46 +147,41 @@ impl Tlb {
         let index = usize::from(self.context != Context::User) * ENTRIES + slot(linear);
         // SAFETY: as above; there are two contexts here.
         let entry = unsafe { self.code.get_unchecked(index) };
-        (linear ^ entry.tag < 0x1000).then(|| {
-            (
-                linear.wrapping_add(entry.addend),
-                (entry.page & !GLOBAL) as usize,
-            )
-        })
+        let offset = linear ^ entry.tag;
+        (offset < 0x1000).then(|| (entry.host + offset, (entry.page & !GLOBAL) as usize))
     }
 
     pub(super) fn fill_data(&mut self, context: Context, fill: &Fill) {
         let slot = slot(fill.linear);
         let tag = fill.linear & !0xfff;
-        let entry = &mut self.data[context as usize * ENTRIES + slot];
-        let keep = entry.read == tag && entry.write == tag && !fill.writable;
-        *entry = Entry {
-            read: tag,
-            write: if fill.writable || keep {
-                tag
-            } else {
-                never(slot)
-            },
-            addend: (fill.host.as_ptr() as u64).wrapping_sub(fill.linear),
-            page: fill.page as u64 | if fill.global { GLOBAL } else { 0 },
+        let index = context as usize * ENTRIES + slot;
+        let keep = self.read[index] == tag && self.write[index] == tag && !fill.writable;
+        self.read[index] = tag;
+        self.write[index] = if fill.writable || keep {
+            tag
+        } else {
+            never(slot)
         };
+        self.host[index] = fill.host.as_ptr() as u64 & !0xfff;
+        self.page[index] = fill.page as u64 | if fill.global { GLOBAL } else { 0 };
     }
 
     pub(super) fn fill_code(&mut self, context: Context, fill: &Fill) {
         let index = usize::from(context != Context::User) * ENTRIES + slot(fill.linear);
+        self.local_code |= context != Context::User && !fill.global;
         self.code[index] = CodeEntry {
             tag: fill.linear & !0xfff,
-            addend: (fill.host.as_ptr() as u64).wrapping_sub(fill.linear),
+            host: fill.host.as_ptr() as u64 & !0xfff,
             page: fill.page as u64 | if fill.global { GLOBAL } else { 0 },
         };
     }
 
     /// Forgets everything, or everything but global pages.
     pub(in crate::soft) fn flush(&mut self, global: bool) {
-        for (index, entry) in self.data.iter_mut().enumerate() {
-            if global || entry.page & GLOBAL == 0 {
-                entry.read = never(index);
-                entry.write = never(index);
+        for index in 0..ENTRIES * CONTEXTS {
+            if global || self.page[index] & GLOBAL == 0 {
+                self.read[index] = never(index);
+                self.write[index] = never(index);
             }
         }
         for (index, entry) in self.code.iter_mut().enumerate() {
@@ -178,26 +189,33 @@ impl Tlb {
                 entry.tag = never(index);
             }
         }
+        self.changes[0] = self.changes[0].wrapping_add(1);
+        if global || self.local_code {
+            self.changes[1] = self.changes[1].wrapping_add(1);
+            self.local_code = false;
+        }
     }
 
     /// Forgets one linear page.
     pub(in crate::soft) fn flush_page(&mut self, linear: u64) {
         let slot = slot(linear);
         for context in 0..CONTEXTS {
-            let entry = &mut self.data[context * ENTRIES + slot];
-            entry.read = never(slot);
-            entry.write = never(slot);
+            self.read[context * ENTRIES + slot] = never(slot);
+            self.write[context * ENTRIES + slot] = never(slot);
         }
         for context in 0..2 {
             self.code[context * ENTRIES + slot].tag = never(slot);
+        }
+        for changes in &mut self.changes {
+            *changes = changes.wrapping_add(1);
         }
     }
 
     /// Lets the next store to one page of RAM, or to any, be seen by the slow path.
     pub(in crate::soft) fn flush_writes(&mut self, page: Option<usize>) {
-        for (index, entry) in self.data.iter_mut().enumerate() {
-            if page.is_none_or(|page| entry.page & !GLOBAL == page as u64) {
-                entry.write = never(index);
+        for index in 0..ENTRIES * CONTEXTS {
+            if page.is_none_or(|page| self.page[index] & !GLOBAL == page as u64) {
+                self.write[index] = never(index);
             }
         }
     }

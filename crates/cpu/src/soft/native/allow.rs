@@ -56,7 +56,7 @@ pub fn supports(feature: CpuidFeature) -> bool {
 
 /// Whether the host may execute the instruction itself: it computes from registers and at most one
 /// operand in memory, named explicitly, and does nothing else.
-pub(super) fn is_computation(instruction: &Instruction) -> bool {
+pub(in crate::soft) fn is_computation(instruction: &Instruction) -> bool {
     let code = instruction.code();
     matches!(
         instruction.encoding(),
@@ -124,7 +124,7 @@ pub(super) fn unit(instruction: &Instruction, registers: &[Register]) -> Option<
 }
 
 /// Whether it obeys `mxcsr` or sets flags in it.
-pub(super) fn uses_mxcsr(instruction: &Instruction) -> bool {
+pub(in crate::soft) fn uses_mxcsr(instruction: &Instruction) -> bool {
     let features = instruction.cpuid_features();
     features.contains(&CpuidFeature::FMA)
         || features.contains(&CpuidFeature::F16C)
@@ -166,7 +166,7 @@ fn is_float_arithmetic(mnemonic: Mnemonic) -> bool {
 /// The alignment its memory operand of `bytes` must have, less one: legacy vector operands of 16
 /// bytes are aligned but for a few, those in VEX encoding unaligned but for a few (Intel SDM 1,
 /// 14.9).
-pub(super) fn alignment_mask(instruction: &Instruction, bytes: u8) -> u8 {
+pub(in crate::soft) fn alignment_mask(instruction: &Instruction, bytes: u8) -> u8 {
     use Mnemonic as M;
     let mnemonic = instruction.mnemonic();
     let aligned = match instruction.encoding() {

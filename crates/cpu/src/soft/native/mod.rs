@@ -18,7 +18,7 @@
 //! The pointers to the last x87 instruction and its operand read as zero. After a stub the host's
 //! own units have the controls they had; only flags of exceptions may be left in `mxcsr`.
 
-mod allow;
+pub(super) mod allow;
 mod arena;
 mod bulk;
 mod control;

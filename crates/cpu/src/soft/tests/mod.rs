@@ -20,7 +20,7 @@ use super::{
 use crate::Bus;
 
 /// Where guests of these tests begin.
-const CODE: u64 = 0x1_0000;
+pub(in crate::soft) const CODE: u64 = 0x1_0000;
 
 struct Nothing;
 
@@ -41,7 +41,7 @@ impl Bus for Nothing {
 }
 
 /// 4 MiB, no paging, 64-bit code in ring 0.
-fn core() -> Core {
+pub(in crate::soft) fn core() -> Core {
     let mut core = Core::flat(Ram::new(4 << 20).unwrap(), Arc::new(Nothing));
     core.set_rip(CODE);
     core.regs[4] = 0x9000;
@@ -59,7 +59,12 @@ fn get(core: &mut Core, address: u64) -> u64 {
 }
 
 /// Puts code at an address.
-fn assemble(core: &mut Core, bits: u32, address: u64, write: impl FnOnce(&mut CodeAssembler)) {
+pub(in crate::soft) fn assemble(
+    core: &mut Core,
+    bits: u32,
+    address: u64,
+    write: impl FnOnce(&mut CodeAssembler),
+) {
     let mut assembler = CodeAssembler::new(bits).unwrap();
     write(&mut assembler);
     let bytes = assembler.assemble(address).unwrap();

@@ -67,6 +67,12 @@ impl Default for Vector {
 impl Vector {
     /// Offset of `run_mxcsr`, for generated code.
     pub(in crate::soft) const RUN_MXCSR: usize = std::mem::offset_of!(Self, run_mxcsr);
+    /// Offset of the lower halves of the vector registers, for generated code.
+    pub(in crate::soft) const XMM: usize =
+        std::mem::offset_of!(Self, state) + std::mem::offset_of!(VectorState, xmm);
+    /// Offset of the upper halves.
+    pub(in crate::soft) const YMM_HIGH: usize =
+        std::mem::offset_of!(Self, state) + std::mem::offset_of!(VectorState, ymm_high);
     /// Offset of `host_mxcsr`, for generated code.
     pub(in crate::soft) const HOST_MXCSR: usize = std::mem::offset_of!(Self, host_mxcsr);
 
@@ -86,6 +92,12 @@ impl Vector {
                 self.closed |= unit as u8;
             }
         }
+    }
+
+    /// Whether an instruction of this unit would be admitted.
+    #[inline(always)]
+    pub(in crate::soft) fn is_open(&self, unit: Unit) -> bool {
+        self.closed & unit as u8 == 0
     }
 
     /// Extended control register 0, as it was last told.

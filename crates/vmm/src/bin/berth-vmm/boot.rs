@@ -3,6 +3,7 @@
 use std::{os::unix::net::UnixStream, path::PathBuf, time::Instant};
 
 use clap::{Args, ValueEnum};
+use cpu::soft::Tier;
 use vmm::{
     StopReason, VmConfig,
     config::{
@@ -55,7 +56,10 @@ pub struct Arguments {
     /// What executes the vCPUs
     #[arg(long, value_enum, default_value_t = AccelArgument::Auto)]
     accel: AccelArgument,
-    /// Say how long the start took
+    /// Have the software CPU interpret all code, for comparison
+    #[arg(long)]
+    no_translate: bool,
+    /// Say how long the start took, and in the end what the software CPU did
     #[arg(long)]
     verbose: bool,
 }
@@ -161,6 +165,11 @@ pub fn run(arguments: &Arguments, since: Instant) -> Result<StopReason, Failure>
             boots,
             since: if boots == 1 { since } else { Instant::now() },
             verbose: arguments.verbose,
+            tier: if arguments.no_translate {
+                Tier::Interpret
+            } else {
+                Tier::default()
+            },
             supervisor: None,
         };
         let reason = run_machine(&config, &listeners, options);

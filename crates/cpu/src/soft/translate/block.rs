@@ -1,0 +1,718 @@
+//! Translates one block: plans it as a whole, then writes each instruction.
+//!
+//! The result is a function of the guest's bytes, the address they run at and the mode; it assumes
+//! nothing of memory. An instruction is written as the host's own, or as a call of its handler.
+//! The slow path of a memory access is the call of the handler too, at the end of the block, and
+//! then goes on behind the instruction; so before an access is known to succeed, nothing that the
+//! guest can see was changed.
+//!
+//! Status flags stay in the host's. Looking up an address destroys them; where the block shows that
+//! they are overwritten before anybody reads them, they are not kept. A fault there shows the
+//! guest's handler flags that are not the guest's.
+
+use iced_x86::{Instruction, OpKind, RflagsBits};
+
+use super::{
+    emit::{Address, Assembler, GUEST_RSP, Jump, RAX, RBP, S0, S1, condition},
+    encoding::Encoding,
+    form::{Class, Form, Forms, is_bit_string, is_moved},
+    interface::{SPILL_RAX, VECTORS, exit, guest},
+    mode::Mode,
+    operand::{self, Access, find, host_of, is_plain, restore_flags},
+    thunks::Thunks,
+};
+use crate::soft::{Op, native::allow, op, vector::Unit};
+
+/// The status flags.
+const ALL_FLAGS: u32 = RflagsBits::OF
+    | RflagsBits::SF
+    | RflagsBits::ZF
+    | RflagsBits::AF
+    | RflagsBits::CF
+    | RflagsBits::PF;
+
+/// Where a translation can be entered.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Entry {
+    /// From the table of targets, with the address jumped to in `r10`: compares it.
+    pub(super) indirect: usize,
+    /// From a jump back: looks at the attention word.
+    pub(super) checked: usize,
+    /// The first instruction.
+    pub(super) body: usize,
+}
+
+/// A direct jump that leads out of the block, within its page.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Exit {
+    /// Its displacement, relative to the start of the block's code.
+    pub(super) jump: Jump,
+    pub(super) target: u64,
+    /// It leads back, so the attention word is to be looked at.
+    pub(super) back: bool,
+}
+
+/// What is to be translated.
+pub(super) struct Source<'a> {
+    pub(super) rip: u64,
+    pub(super) bytes: &'a [u8],
+    pub(super) instructions: &'a [Instruction],
+    /// For each instruction, where its operation will stay.
+    pub(super) ops: *const Op,
+    pub(super) mode: Mode,
+}
+
+/// The slow path of an access, or of the vector registers.
+struct Slow {
+    jump: Jump,
+    kind: SlowKind,
+    /// Where it goes on; `None` when its instruction ends the block.
+    resume: Option<usize>,
+}
+
+enum SlowKind {
+    /// The number of the instruction, whether flags are kept in `ax`, and what of the vector
+    /// registers was loaded before.
+    Handler(usize, bool, u8),
+    /// Loads the vector registers.
+    Vectors(u8),
+    /// Leaves, as the attention word is set.
+    Attention,
+    /// Jumps to another page.
+    Distant(u64),
+}
+
+/// Writes a block.
+pub(super) struct Writer<'a> {
+    code: &'a mut Assembler,
+    thunks: Thunks,
+    source: &'a Source<'a>,
+    /// For each instruction, whether flags are of use before it.
+    live: Vec<bool>,
+    slow: Vec<Slow>,
+    /// Direct jumps within the page.
+    pub(super) exits: Vec<Exit>,
+    /// How much of the vector registers is known to be loaded.
+    level: u8,
+    /// Numbers of the instructions that became calls of handlers.
+    pub(super) untranslated: Vec<usize>,
+}
+
+/// Whether flags are of use before each instruction.
+fn liveness(instructions: &[Instruction], forms: &[Form]) -> Vec<bool> {
+    let mut live = vec![false; instructions.len()];
+    let mut flags = ALL_FLAGS;
+    for (index, (instruction, form)) in instructions.iter().zip(forms).enumerate().rev() {
+        if form.class == Class::Handler {
+            flags = ALL_FLAGS;
+        } else if form.class != Class::Nothing {
+            let overwritten = instruction.rflags_written()
+                | instruction.rflags_cleared()
+                | instruction.rflags_set();
+            if !form.counts || counts_for_sure(instruction) {
+                flags &= !(overwritten & !instruction.rflags_undefined());
+            }
+            flags |= instruction.rflags_read() & ALL_FLAGS;
+        }
+        live[index] = flags != 0;
+    }
+    live
+}
+
+/// Whether a shift has a constant count that is not zero.
+fn counts_for_sure(instruction: &Instruction) -> bool {
+    let last = instruction.op_count() - 1;
+    instruction.op_kind(last) == OpKind::Immediate8 && instruction.immediate8() & 0x1f != 0
+}
+
+/// Whether the guest's `rsp`, as `push` and its kin use it, may be looked at by the host.
+fn stack(context: usize, write: bool, keep_flags: bool) -> Access {
+    Access {
+        bytes: 8,
+        aligned: false,
+        write,
+        context,
+        keep_flags,
+    }
+}
+
+impl<'a> Writer<'a> {
+    /// Writes all of it; direct jumps out of it are left to the caller.
+    pub(super) fn write(
+        code: &'a mut Assembler,
+        thunks: Thunks,
+        source: &'a Source<'a>,
+        forms: &mut Forms,
+    ) -> (Self, Entry) {
+        let all: Vec<Form> = source.instructions.iter().map(|it| forms.get(it)).collect();
+        let mut writer = Self {
+            live: liveness(source.instructions, &all),
+            code,
+            thunks,
+            source,
+            slow: Vec::new(),
+            exits: Vec::new(),
+            level: 0,
+            untranslated: Vec::new(),
+        };
+        let entry = writer.entries();
+        for (index, form) in all.iter().enumerate() {
+            writer.instruction(index, form);
+        }
+        writer.end(all.last().map_or(Class::Handler, |it| it.class));
+        writer.slow_paths();
+        (writer, entry)
+    }
+
+    fn entries(&mut self) -> Entry {
+        let rip = self.source.rip;
+        let code = &mut *self.code;
+        let indirect = code.here();
+        match i32::try_from((rip as i64).wrapping_neg()) {
+            Ok(displacement) => code.lea(S1, S0, displacement),
+            Err(_) => {
+                code.mov_value(S1, rip.wrapping_neg());
+                code.lea_sum(S1, S1, S0);
+            }
+        }
+        let miss = self.thunks.miss;
+        code.exchange(1, S1);
+        code.unless_rcx_is_zero(|code| {
+            code.exchange(1, S1);
+            code.jump_to(miss);
+        });
+        code.mov(1, S1);
+        let checked = code.here();
+        self.look_at_attention(self.live.first().copied().unwrap_or(true));
+        Entry {
+            indirect,
+            checked,
+            body: self.code.here(),
+        }
+    }
+
+    fn look_at_attention(&mut self, keep_flags: bool) {
+        let code = &mut *self.code;
+        code.load(S1, super::interface::ATTENTION);
+        let jump = if keep_flags {
+            let mut jump = None;
+            // mov r11d, [r11]
+            code.raw(&[0x45, 0x8b, 0x1b]);
+            code.exchange(1, S1);
+            code.unless_rcx_is_zero(|code| {
+                code.exchange(1, S1);
+                jump = Some(code.jump());
+            });
+            code.mov(1, S1);
+            jump
+        } else {
+            // cmp dword [r11], 0
+            code.raw(&[0x41, 0x83, 0x3b, 0]);
+            Some(code.jump_if(condition::NOT_EQUAL))
+        };
+        if let Some(jump) = jump {
+            self.slow.push(Slow {
+                jump,
+                kind: SlowKind::Attention,
+                resume: None,
+            });
+        }
+    }
+
+    fn rip(&self, index: usize) -> u64 {
+        self.source.instructions[index].ip()
+    }
+
+    /// The address behind the block.
+    fn next_rip(&self) -> u64 {
+        let last = self.source.instructions.last();
+        last.map_or(self.source.rip, Instruction::next_ip)
+    }
+
+    fn bytes(&self, index: usize) -> &'a [u8] {
+        let start = (self.rip(index) - self.source.rip) as usize;
+        &self.source.bytes[start..start + self.source.instructions[index].len()]
+    }
+
+    fn instruction(&mut self, index: usize, form: &Form) {
+        let done = match form.class {
+            Class::Nothing | Class::Jump | Class::JumpIf => Some(()),
+            Class::Computation => self.computation(index, form, None),
+            Class::Vector(unit, mxcsr) => self.vector(index, form, unit, mxcsr),
+            Class::Lea => self.lea(index),
+            Class::Push => self.push(index),
+            Class::Pop => self.pop(index),
+            Class::Leave => self.leave(index),
+            Class::Call => {
+                let next = self.next_rip();
+                self.push_value(index, next, None);
+                Some(())
+            }
+            Class::Return => {
+                self.ret(index);
+                Some(())
+            }
+            Class::JumpIndirect => self.jump_indirect(index),
+            Class::CallIndirect => self.call_indirect(index),
+            Class::Handler | Class::Unknown => None,
+        };
+        if done.is_none() {
+            self.handler(index);
+        }
+    }
+
+    /// Calls the handler; afterwards nothing is in the vector registers.
+    fn handler(&mut self, index: usize) {
+        self.untranslated.push(index);
+        self.call_handler(index);
+        self.level = 0;
+    }
+
+    fn call_handler(&mut self, index: usize) {
+        let rip = self.rip(index);
+        // SAFETY: there is an operation for each instruction.
+        let op = unsafe { self.source.ops.add(index) };
+        self.code.mov_value(S0, op as u64);
+        self.code.mov_value(S1, rip);
+        self.code.call(self.thunks.handler);
+    }
+
+    /// Looks up the linear address in `r10`.
+    fn find(&mut self, index: usize, access: &Access) -> usize {
+        let jump = find(self.code, access);
+        self.slow.push(Slow {
+            jump,
+            kind: SlowKind::Handler(index, access.keep_flags, self.level),
+            resume: None,
+        });
+        self.slow.len() - 1
+    }
+
+    /// The slow path goes on here.
+    fn resume(&mut self, slow: usize) {
+        self.slow[slow].resume = Some(self.code.here());
+    }
+
+    fn vector(&mut self, index: usize, form: &Form, unit: Unit, mxcsr: bool) -> Option<()> {
+        let mode = self.source.mode;
+        if !mode.is_open(unit) || mxcsr && !mode.computes_as_host() {
+            return None;
+        }
+        let level = if unit == Unit::Avx { 2 } else { 1 };
+        let instruction = &self.source.instructions[index];
+        let bytes = u8::try_from(instruction.memory_size().size()).ok()?;
+        let aligned = allow::alignment_mask(instruction, bytes) != 0;
+        self.computation(index, form, Some((level, aligned)))
+    }
+
+    fn ensure_vectors(&mut self, level: u8, keep_flags: bool) {
+        if self.level >= level {
+            return;
+        }
+        let code = &mut *self.code;
+        if keep_flags {
+            code.store(RAX, SPILL_RAX);
+            code.flags_to_ax();
+        }
+        code.compare_field(VECTORS, level);
+        let jump = code.jump_if(condition::BELOW);
+        self.slow.push(Slow {
+            jump,
+            kind: SlowKind::Vectors(level),
+            resume: Some(code.here()),
+        });
+        if keep_flags {
+            restore_flags(code);
+        }
+        self.level = level;
+    }
+
+    /// An instruction the host executes: registers that are elsewhere renamed or loaded, the
+    /// memory operand at `[r10]`. `vector`: what it needs of the vector registers, and whether
+    /// its operand must be aligned.
+    fn computation(&mut self, index: usize, form: &Form, vector: Option<(u8, bool)>) -> Option<()> {
+        let instruction = &self.source.instructions[index];
+        let bytes = self.bytes(index);
+        let operands = 0..instruction.op_count();
+        let in_memory = operands
+            .clone()
+            .any(|it| instruction.op_kind(it) == OpKind::Memory);
+        let moved = operands.clone().any(|it| {
+            instruction.op_kind(it) == OpKind::Register && is_moved(instruction.op_register(it))
+        });
+        if !in_memory && !moved {
+            if let Some((level, _)) = vector {
+                self.ensure_vectors(level, self.live[index]);
+            }
+            self.code.raw(bytes);
+            return Some(());
+        }
+        if in_memory && (!is_plain(instruction) || is_bit_string(instruction)) {
+            return None;
+        }
+        let encoding = Encoding::parse(bytes, form.modrm)?;
+        if encoding.has_high_byte(form) {
+            return None;
+        }
+        let placed = Placed::new(&encoding, form, in_memory)?;
+        let size = instruction.memory_size().size() as u32;
+        if in_memory && (size == 0 || size > 64) {
+            return None;
+        }
+        if let Some((level, _)) = vector {
+            self.ensure_vectors(level, self.live[index]);
+        }
+        let slow = in_memory.then(|| {
+            operand::address(self.code, instruction);
+            let access = Access {
+                bytes: size,
+                aligned: vector.is_some_and(|(_, aligned)| aligned),
+                write: form.writes_memory,
+                context: self.source.mode.context(),
+                keep_flags: self.live[index],
+            };
+            self.find(index, &access)
+        });
+        for &(number, scratch, _) in placed.loaded() {
+            self.code.load(scratch, guest(number));
+        }
+        encoding.write(self.code, placed.named, form.opcode.general);
+        for &(number, scratch, written) in placed.loaded() {
+            if written {
+                self.code.store(scratch, guest(number));
+            }
+        }
+        if let Some(slow) = slow {
+            self.resume(slow);
+        }
+        Some(())
+    }
+
+    fn lea(&mut self, index: usize) -> Option<()> {
+        let instruction = &self.source.instructions[index];
+        if !is_plain(instruction) {
+            return None;
+        }
+        let register = instruction.op0_register();
+        let number = op::gpr(register)?;
+        let to = host_of(number);
+        operand::offset(
+            self.code,
+            instruction,
+            to.unwrap_or(S1),
+            register.size() == 8,
+        );
+        if to.is_none() {
+            self.code.store(S1, guest(number));
+        }
+        Some(())
+    }
+
+    fn push(&mut self, index: usize) -> Option<()> {
+        let instruction = &self.source.instructions[index];
+        if instruction.op0_kind() == OpKind::Register {
+            let number = op::gpr(instruction.op0_register())?;
+            self.push_value(index, 0, Some(number));
+        } else {
+            self.push_value(index, instruction.immediate(0), None);
+        }
+        Some(())
+    }
+
+    /// Pushes a register of the guest, or a number. Destroys `r10` and `r11`.
+    fn push_value(&mut self, index: usize, value: u64, register: Option<u8>) {
+        self.code.lea(S0, GUEST_RSP, -8);
+        let access = stack(self.source.mode.context(), true, self.live[index]);
+        let slow = self.find(index, &access);
+        let code = &mut *self.code;
+        let from = match register {
+            Some(number) => host_of(number).unwrap_or_else(|| {
+                code.load(S1, guest(number));
+                S1
+            }),
+            None => {
+                code.mov_value(S1, value);
+                S1
+            }
+        };
+        code.at(true, &[0x89], from, at_s0());
+        code.lea(GUEST_RSP, GUEST_RSP, -8);
+        if !matches!(
+            self.source.instructions[index].flow_control(),
+            iced_x86::FlowControl::Call | iced_x86::FlowControl::IndirectCall
+        ) {
+            self.resume(slow);
+        }
+    }
+
+    fn pop(&mut self, index: usize) -> Option<()> {
+        let number = op::gpr(self.source.instructions[index].op0_register())?;
+        if number == 4 {
+            return None;
+        }
+        self.code.mov(S0, GUEST_RSP);
+        let access = stack(self.source.mode.context(), false, self.live[index]);
+        let slow = self.find(index, &access);
+        let code = &mut *self.code;
+        let to = host_of(number);
+        code.at(true, &[0x8b], to.unwrap_or(S1), at_s0());
+        if to.is_none() {
+            code.store(S1, guest(number));
+        }
+        code.lea(GUEST_RSP, GUEST_RSP, 8);
+        self.resume(slow);
+        Some(())
+    }
+
+    fn leave(&mut self, index: usize) -> Option<()> {
+        self.code.mov(S0, RBP);
+        let access = stack(self.source.mode.context(), false, self.live[index]);
+        let slow = self.find(index, &access);
+        self.code.lea(GUEST_RSP, RBP, 8);
+        self.code.at(true, &[0x8b], RBP, at_s0());
+        self.resume(slow);
+        Some(())
+    }
+
+    fn ret(&mut self, index: usize) {
+        let instruction = &self.source.instructions[index];
+        let more = if instruction.op_count() == 1 {
+            i32::from(instruction.immediate16())
+        } else {
+            0
+        };
+        self.code.mov(S0, GUEST_RSP);
+        let access = stack(self.source.mode.context(), false, self.live[index]);
+        let _ends = self.find(index, &access);
+        self.code.at(true, &[0x8b], S0, at_s0());
+        self.code.lea(GUEST_RSP, GUEST_RSP, 8 + more);
+    }
+
+    /// Loads the target of an indirect branch to `r10`.
+    fn target(&mut self, index: usize) -> Option<()> {
+        let instruction = &self.source.instructions[index];
+        if instruction.op0_kind() == OpKind::Register {
+            let number = op::gpr(instruction.op0_register())?;
+            match host_of(number) {
+                Some(register) => self.code.mov(S0, register),
+                None => self.code.load(S0, guest(number)),
+            }
+            return Some(());
+        }
+        if !is_plain(instruction) || instruction.memory_size().size() != 8 {
+            return None;
+        }
+        operand::address(self.code, instruction);
+        let access = stack(self.source.mode.context(), false, self.live[index]);
+        let _ends = self.find(index, &access);
+        self.code.at(true, &[0x8b], S0, at_s0());
+        Some(())
+    }
+
+    fn jump_indirect(&mut self, index: usize) -> Option<()> {
+        self.target(index)
+    }
+
+    fn call_indirect(&mut self, index: usize) -> Option<()> {
+        self.target(index)?;
+        self.code.store(S0, super::interface::SPILL_TARGET);
+        let next = self.next_rip();
+        self.push_value(index, next, None);
+        self.code.load(S0, super::interface::SPILL_TARGET);
+        Some(())
+    }
+
+    /// Jumps to the translation of the address in `r10`, or to the thunk for what has none.
+    fn jump_to_target(&mut self) {
+        let context = self.source.mode.context();
+        self.code.hash(super::interface::mask(context));
+        // jmp gs:[r11 * 8 + targets]
+        let targets = super::interface::targets(context);
+        self.code.gs_indexed(false, &[0xff], 4, S1, targets);
+    }
+
+    fn end(&mut self, class: Class) {
+        let last = self.source.instructions.len() - 1;
+        let untranslated = self.untranslated.last() == Some(&last);
+        let instruction = &self.source.instructions[last];
+        match class {
+            Class::Jump | Class::Call => self.exit(instruction.near_branch_target()),
+            Class::JumpIf => {
+                let condition = instruction.condition_code() as u8;
+                let target = instruction.near_branch_target();
+                self.exit_if(condition, target);
+                self.exit(self.next_rip());
+            }
+            Class::JumpIndirect | Class::CallIndirect | Class::Return if !untranslated => {
+                self.jump_to_target();
+            }
+            _ => self.exit(self.next_rip()),
+        }
+    }
+
+    fn is_near(&self, target: u64) -> bool {
+        target >> 12 == self.source.rip >> 12
+    }
+
+    fn exit(&mut self, target: u64) {
+        if self.is_near(target) {
+            let jump = self.code.jump();
+            self.note_exit(jump, target);
+        } else {
+            self.distant(target);
+        }
+    }
+
+    /// `condition` as iced numbers it, from 1.
+    fn exit_if(&mut self, condition: u8, target: u64) {
+        let jump = self.code.jump_if(opcode_condition(condition));
+        if self.is_near(target) {
+            self.note_exit(jump, target);
+        } else {
+            self.slow.push(Slow {
+                jump,
+                kind: SlowKind::Distant(target),
+                resume: None,
+            });
+        }
+    }
+
+    fn note_exit(&mut self, jump: Jump, target: u64) {
+        let back = target < self.next_rip();
+        self.exits.push(Exit { jump, target, back });
+    }
+
+    /// Jumps to another page.
+    fn distant(&mut self, target: u64) {
+        self.code.mov_value(S0, target);
+        let slot = super::interface::target_slot(self.source.mode.context(), target);
+        // jmp gs:[target]
+        self.code
+            .gs(false, &[0xff], 4, super::interface::target(slot));
+    }
+
+    fn slow_paths(&mut self) {
+        for slow in std::mem::take(&mut self.slow) {
+            self.code.land(slow.jump);
+            match slow.kind {
+                SlowKind::Handler(index, keep_flags, level) => {
+                    if keep_flags {
+                        restore_flags(self.code);
+                    }
+                    self.call_handler(index);
+                    if level > 0 && slow.resume.is_some() {
+                        self.code.call(self.thunks.vectors[usize::from(level) - 1]);
+                    }
+                }
+                SlowKind::Vectors(level) => {
+                    self.code.call(self.thunks.vectors[usize::from(level) - 1]);
+                }
+                SlowKind::Attention => {
+                    self.code.mov_value(S0, self.source.rip);
+                    self.code.mov_value(S1, exit::ATTENTION);
+                    self.code.jump_to(self.thunks.leave);
+                    continue;
+                }
+                SlowKind::Distant(target) => {
+                    self.distant(target);
+                    continue;
+                }
+            }
+            match slow.resume {
+                Some(resume) => self.code.jump_to(resume),
+                // The handler branched, so this is not reached; should it ever be, it is to leave.
+                None => {
+                    self.code.mov_value(S0, self.next_rip());
+                    self.code.mov_value(S1, exit::ATTENTION);
+                    self.code.jump_to(self.thunks.leave);
+                }
+            }
+        }
+    }
+
+    /// Writes what an exit leads to as long as its target is not translated: leaves with the
+    /// number of the link.
+    pub(super) fn unlinked(&mut self, exit: &Exit, link: u64) {
+        self.code.land(exit.jump);
+        self.code.mov_value(S0, exit.target);
+        self.code.mov_value(S1, link);
+        self.code.jump_to(self.thunks.leave);
+    }
+
+    /// Makes an exit lead to a translation.
+    pub(super) fn linked(&mut self, exit: &Exit, entry: &Entry) {
+        let target = if exit.back { entry.checked } else { entry.body };
+        self.code.aim(exit.jump, target);
+    }
+}
+
+/// `[r10]`.
+fn at_s0() -> Address {
+    Address {
+        base: Some(S0),
+        index: None,
+        displacement: 0,
+    }
+}
+
+/// From the numbers of [`iced_x86::ConditionCode`] to those in opcodes.
+fn opcode_condition(condition: u8) -> u8 {
+    condition - 1
+}
+
+/// The registers of the host for those that an instruction names.
+struct Placed {
+    named: super::encoding::Named,
+    /// Guest register, scratch register, whether it is written.
+    loads: [(u8, u8, bool); 2],
+    count: usize,
+}
+
+impl Placed {
+    /// `None` when there are too few scratch registers.
+    fn new(encoding: &Encoding<'_>, form: &Form, in_memory: bool) -> Option<Self> {
+        let mut placed = Self {
+            named: encoding.named(),
+            loads: [(0, S1, false), (0, S0, false)],
+            count: 0,
+        };
+        let free = if in_memory { 1 } else { 2 };
+        let named = placed.named;
+        if form.reg.general {
+            placed.named.reg = placed.place(named.reg, form.reg.written, free)?;
+        }
+        if form.rm.general && !in_memory {
+            placed.named.rm = placed.place(named.rm, form.rm.written, free)?;
+        }
+        if form.vvvv.general {
+            placed.named.vvvv = placed.place(named.vvvv, form.vvvv.written, free)?;
+        }
+        if form.opcode.general {
+            placed.named.opcode = placed.place(named.opcode, form.opcode.written, free)?;
+        }
+        Some(placed)
+    }
+
+    fn place(&mut self, number: u8, written: bool, free: usize) -> Option<u8> {
+        if let Some(host) = host_of(number) {
+            return Some(host);
+        }
+        for load in &mut self.loads[..self.count] {
+            if load.0 == number {
+                load.2 |= written;
+                return Some(load.1);
+            }
+        }
+        if self.count == free {
+            return None;
+        }
+        let load = &mut self.loads[self.count];
+        *load = (number, load.1, written);
+        self.count += 1;
+        Some(load.1)
+    }
+
+    fn loaded(&self) -> &[(u8, u8, bool)] {
+        &self.loads[..self.count]
+    }
+}

@@ -1,0 +1,202 @@
+//! What translated code and Rust tell each other: a part of the core.
+
+use std::{mem::offset_of, sync::atomic::AtomicU32};
+
+use crate::soft::{Core, Fault, Flags, Flow, Op, memory::tlb::Tlb, op::RIP, vector::Vector};
+
+use super::{counters::Counters, mode::Mode};
+
+/// Targets of indirect and distant jumps of users, and of the supervisor.
+const TARGETS: usize = 1 << 12;
+/// Of the supervisor while user pages are open to it: short stretches of code.
+const OPEN_TARGETS: usize = 1 << 6;
+/// All of them.
+pub(super) const ALL_TARGETS: usize = 2 * TARGETS + OPEN_TARGETS;
+/// The bits of an address by which it is found among the targets. The lowest two would leave half
+/// of the table to addresses that nothing is at.
+const LOWEST_BIT: u32 = 2;
+
+/// Why translated code came back to Rust, besides the numbers of links.
+pub(super) mod exit {
+    /// The target of a jump is not among the targets.
+    pub(in crate::soft::translate) const MISS: u64 = 0;
+    /// The attention word is not zero.
+    pub(in crate::soft::translate) const ATTENTION: u64 = 1;
+    /// A handler did not say "next": the outcome is in the interface.
+    pub(in crate::soft::translate) const HANDLER: u64 = 2;
+    /// The number of the first link.
+    pub(in crate::soft::translate) const LINK: u64 = 16;
+}
+
+/// What translated code and Rust tell each other.
+#[repr(C)]
+pub(in crate::soft) struct Interface {
+    /// The attention word; translated code reads it.
+    attention: *const AtomicU32,
+    /// Why it came back.
+    pub(super) exit: u64,
+    /// Where translated code puts `rax`, and the target of a jump, for a moment.
+    spill: [u64; 2],
+    /// What to load into `mxcsr`: the guest's where it computes as the host does, else the host's.
+    run_mxcsr: u32,
+    /// What was in `mxcsr` when translated code was left.
+    live_mxcsr: u32,
+    /// How much of the vector registers is in those of the host: 0 nothing, 1 the lower halves, 2
+    /// all. Always 0 while Rust runs.
+    vectors: u64,
+    /// For each context of memory, the bits of an address that say its place among the targets.
+    masks: [u64; 3],
+    /// Where translations begin, of each context in turn; of what is not translated, a thunk.
+    pub(super) targets: [usize; ALL_TARGETS],
+    /// The result of the handler that made translated code come back.
+    pub(super) outcome: Result<Flow, Fault>,
+    /// What the code that runs was translated for.
+    pub(super) mode: Mode,
+    /// [`Tlb::changes`] when translated code was entered.
+    pub(super) changes: [u32; 2],
+    /// Pages of code that this vCPU wrote to since it last looked.
+    pub(in crate::soft) written: Vec<usize>,
+    /// What happened how often.
+    pub(in crate::soft) counters: Counters,
+}
+
+impl Default for Interface {
+    fn default() -> Self {
+        let mask = |targets: usize| (targets as u64 - 1) << LOWEST_BIT;
+        Self {
+            attention: std::ptr::null(),
+            exit: 0,
+            spill: [0; 2],
+            run_mxcsr: 0x1f80,
+            live_mxcsr: 0x1f80,
+            vectors: 0,
+            masks: [mask(TARGETS), mask(TARGETS), mask(OPEN_TARGETS)],
+            targets: [0; ALL_TARGETS],
+            outcome: Ok(Flow::Next),
+            mode: Mode::default(),
+            changes: [0; 2],
+            written: Vec::new(),
+            counters: Counters::default(),
+        }
+    }
+}
+
+/// The place of an address among the targets of a context.
+pub(super) fn target_slot(context: usize, address: u64) -> usize {
+    let targets = if context == 2 { OPEN_TARGETS } else { TARGETS };
+    context * TARGETS + ((address >> LOWEST_BIT) as usize & (targets - 1))
+}
+
+const THIS: usize = offset_of!(Core, interface);
+const VECTOR: usize = offset_of!(Core, vector);
+/// The guest's status flags, as `lahf; seto al` leaves them.
+pub(super) const STATUS: usize = offset_of!(Core, flags) + Flags::STATUS;
+/// `rip`.
+pub(super) const GUEST_RIP: usize = guest(RIP);
+pub(super) const ATTENTION: usize = THIS + offset_of!(Interface, attention);
+pub(super) const EXIT: usize = THIS + offset_of!(Interface, exit);
+pub(super) const SPILL_RAX: usize = THIS + offset_of!(Interface, spill);
+pub(super) const SPILL_TARGET: usize = SPILL_RAX + 8;
+pub(super) const RUN_MXCSR: usize = THIS + offset_of!(Interface, run_mxcsr);
+pub(super) const LIVE_MXCSR: usize = THIS + offset_of!(Interface, live_mxcsr);
+pub(super) const VECTORS: usize = THIS + offset_of!(Interface, vectors);
+pub(super) const TLB_READ: usize = offset_of!(Core, tlb) + Tlb::READ;
+pub(super) const TLB_WRITE: usize = offset_of!(Core, tlb) + Tlb::WRITE;
+pub(super) const TLB_HOST: usize = offset_of!(Core, tlb) + Tlb::HOST;
+
+/// Where a guest register is kept in the core.
+pub(super) const fn guest(register: u8) -> usize {
+    offset_of!(Core, regs) + 8 * register as usize
+}
+
+/// Where the base of `fs` (4) or `gs` (5) is kept.
+pub(super) fn segment_base(segment: u8) -> usize {
+    offset_of!(Core, segments)
+        + size_of::<crate::soft::core::Segment>() * usize::from(segment)
+        + offset_of!(crate::soft::core::Segment, base)
+}
+
+/// The mask of a context's targets.
+pub(super) fn mask(context: usize) -> usize {
+    THIS + offset_of!(Interface, masks) + 8 * context
+}
+
+/// The first target of a context.
+pub(super) fn targets(context: usize) -> usize {
+    THIS + offset_of!(Interface, targets) + 8 * TARGETS * context
+}
+
+/// The target at a place.
+pub(super) fn target(slot: usize) -> usize {
+    targets(0) + 8 * slot
+}
+
+/// The lower half of a vector register.
+pub(super) fn xmm(number: u8) -> usize {
+    VECTOR + Vector::XMM + 16 * usize::from(number)
+}
+
+/// The upper half.
+pub(super) fn ymm_high(number: u8) -> usize {
+    VECTOR + Vector::YMM_HIGH + 16 * usize::from(number)
+}
+
+impl Core {
+    /// Before translated code is entered.
+    pub(super) fn prepare_translated(&mut self, attention: &AtomicU32, mode: Mode) {
+        self.interface.attention = attention;
+        self.interface.mode = mode;
+        self.interface.changes = self.tlb.changes();
+        self.interface.run_mxcsr = self.run_mxcsr(mode);
+        // Whatever ends a block moves it.
+        self.block_end = std::ptr::dangling();
+    }
+
+    fn run_mxcsr(&self, mode: Mode) -> u32 {
+        if mode.computes_as_host() {
+            self.vector.state.mxcsr
+        } else {
+            0x1f80
+        }
+    }
+
+    /// Notes what translated code left in `mxcsr`.
+    pub(super) fn take_mxcsr(&mut self) {
+        const RAISED: u32 = 0x3f;
+        if self.interface.mode.computes_as_host() {
+            self.vector.state.mxcsr |= self.interface.live_mxcsr & RAISED;
+        }
+    }
+}
+
+/// Runs the handler of one instruction for translated code; everything the guest can see is in the
+/// core. Returns whether translated code is to be left.
+pub(super) unsafe extern "sysv64" fn call_handler(core: *mut Core, op: *const Op) -> u32 {
+    // SAFETY: translated code is entered with a core that nobody else uses, and passes operations
+    // that live as long as it does.
+    let (core, op) = unsafe { (&mut *core, &*op) };
+    core.take_mxcsr();
+    core.interface.counters.handlers += 1;
+    let next = |core: &mut Core| {
+        core.regs[RIP as usize] = core.regs[RIP as usize].wrapping_add(u64::from(op.len));
+    };
+    let outcome = (op.run)(core, op);
+    match outcome {
+        Ok(Flow::Next) => {
+            let mode = core.interface.mode;
+            let unchanged = !core.block_end.is_null()
+                && Mode::of(core) == mode
+                && core.interface.changes == core.tlb.changes();
+            if unchanged {
+                core.interface.run_mxcsr = core.run_mxcsr(mode);
+                return 0;
+            }
+            next(core);
+        }
+        Ok(Flow::Sync) => next(core),
+        _ => {}
+    }
+    core.interface.exit = exit::HANDLER;
+    core.interface.outcome = outcome;
+    1
+}

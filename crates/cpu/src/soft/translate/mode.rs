@@ -1,0 +1,56 @@
+//! What a translation takes for granted.
+
+use crate::soft::{Core, vector::Unit};
+
+/// What a translation takes for granted: on whose behalf it accesses memory, which units are open,
+/// and whether the guest's `mxcsr` has floating point compute as the host does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(in crate::soft) struct Mode(u8);
+
+const CONTEXT: u8 = 3;
+const SSE: u8 = 1 << 2;
+const AVX: u8 = 1 << 3;
+const AS_HOST: u8 = 1 << 4;
+/// All exceptions masked, rounding to nearest, denormals as they are.
+const MASKED: u32 = 0x1f80;
+const RAISED: u32 = 0x3f;
+
+impl Mode {
+    /// That of a core now.
+    #[inline(always)]
+    pub(super) fn of(core: &Core) -> Self {
+        let vector = &core.vector;
+        let flag = |bit: u8, on: bool| if on { bit } else { 0 };
+        Self(
+            core.tlb.context() as u8
+                | flag(SSE, vector.is_open(Unit::Sse))
+                | flag(AVX, vector.is_open(Unit::Avx))
+                | flag(AS_HOST, vector.state.mxcsr & !RAISED == MASKED),
+        )
+    }
+
+    /// As a number under 32.
+    pub(super) fn number(self) -> u8 {
+        self.0
+    }
+
+    /// The number of the context.
+    pub(super) fn context(self) -> usize {
+        usize::from(self.0 & CONTEXT)
+    }
+
+    /// Whether a unit is open.
+    pub(super) fn is_open(self, unit: Unit) -> bool {
+        match unit {
+            Unit::Sse => self.0 & SSE != 0,
+            Unit::Avx => self.0 & AVX != 0,
+            Unit::Integer => true,
+            _ => false,
+        }
+    }
+
+    /// Whether floating point computes as on the host.
+    pub(super) fn computes_as_host(self) -> bool {
+        self.0 & AS_HOST != 0
+    }
+}
