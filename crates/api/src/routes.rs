@@ -548,6 +548,26 @@ pub const ROUTES: &[Route] = &[
         "Delete a volume that nothing uses, with what it holds",
         Answer::Empty,
     ),
+    // Logins at registries.
+    get(
+        "list_logins",
+        "/v1/logins",
+        "The registries the daemon is logged in at, without passwords",
+        Answer::Json(of::<Vec<types::Login>>),
+    ),
+    post(
+        "log_in",
+        "/v1/logins",
+        "Log in at a registry, for all pulls and pushes; nothing is kept of what it refuses",
+        Body::Json(of::<types::LoginCreate>),
+        Answer::Json(of::<types::Login>),
+    ),
+    delete(
+        "log_out",
+        "/v1/logins/{name}",
+        "Forget the login at a registry",
+        Answer::Empty,
+    ),
     // Tokens.
     get(
         "list_tokens",

@@ -17,9 +17,9 @@ use crate::{
     stream::{Attach, Control},
     types::{
         Check, Event, Image, ImageBuild, ImageDetail, ImageDf, ImageGc, ImagePull, ImagePush,
-        ImageTag, Info, Instance, InstanceCreate, InstanceDetail, Network, NetworkCreate,
-        Operation, Process, Stats, StopRequest, Token, TokenCreate, TokenCreated, TopRow, Volume,
-        VolumeCreate, WaitFor,
+        ImageTag, Info, Instance, InstanceCreate, InstanceDetail, Login, LoginCreate, Network,
+        NetworkCreate, Operation, Process, Stats, StopRequest, Token, TokenCreate, TokenCreated,
+        TopRow, Volume, VolumeCreate, WaitFor,
     },
 };
 
@@ -186,6 +186,10 @@ pub trait Service: Send + Sync + 'static {
     async fn create_volume(&self, request: VolumeCreate) -> Answer<Volume>;
     async fn show_volume(&self, name: &str) -> Answer<Volume>;
     async fn delete_volume(&self, name: &str) -> Answer<()>;
+
+    async fn list_logins(&self) -> Answer<Vec<Login>>;
+    async fn log_in(&self, request: LoginCreate) -> Answer<Login>;
+    async fn log_out(&self, registry: &str) -> Answer<()>;
 
     async fn list_tokens(&self) -> Answer<Vec<Token>>;
     async fn create_token(&self, request: TokenCreate) -> Answer<TokenCreated>;

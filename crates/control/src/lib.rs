@@ -10,7 +10,7 @@
 //! | `claims` | what only one instance may hold: names, addresses, ports, host ids |
 //! | `instances` | create, change, power, wait, delete, streams |
 //! | `operations` | the steps of operations |
-//! | `images`, `networks`, `volumes`, `tokens` | the other nouns |
+//! | `images`, `networks`, `volumes`, `logins`, `tokens` | the other nouns |
 //! | `events` | what happened, for who listens |
 //! | `recover` | records rebuilt from directories |
 
@@ -21,6 +21,7 @@ mod error;
 mod events;
 mod images;
 mod instances;
+mod logins;
 mod networks;
 mod operations;
 mod ops;
@@ -79,6 +80,7 @@ struct Inner {
     events: events::Events,
     /// Passwords for operations under way; never stored.
     passwords: operations::Passwords,
+    registries: Arc<operations::Registries>,
     /// Written by a garbage collection, read by whoever begins to use an image.
     collection: Arc<RwLock<()>>,
     identity: Identity,
@@ -100,11 +102,12 @@ impl Control {
         } = parts;
         let store = node.parts().store.clone();
         let passwords = operations::Passwords::default();
+        let registries = Arc::new(operations::Registries::new(registries));
         let collection = Arc::new(RwLock::default());
         let workflow = operations::workflow(
             &store,
             &node,
-            registries,
+            Arc::clone(&registries),
             passwords.clone(),
             Arc::clone(&collection),
         )?;
@@ -116,6 +119,7 @@ impl Control {
                 claims,
                 events: events::Events::default(),
                 passwords,
+                registries,
                 collection,
                 identity,
                 records: Cached::new(&tables::INSTANCES),

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use api::{
     Check, Event, Image, ImageBuild, ImageDetail, ImageDf, ImageGc, ImagePull, ImagePush, ImageTag,
-    Info, Instance, InstanceCreate, InstanceDetail, Network, NetworkCreate, Operation, Process,
-    Stats, StopRequest, Token, TokenCreate, TokenCreated, TopRow, Volume, VolumeCreate, WaitFor,
+    Info, Instance, InstanceCreate, InstanceDetail, Login, LoginCreate, Network, NetworkCreate,
+    Operation, Process, Stats, StopRequest, Token, TokenCreate, TokenCreated, TopRow, Volume,
+    VolumeCreate, WaitFor,
     service::{Answer, ByteStream, ExportFormat, InstanceFilter, LogQuery, Service, Socket},
     stream::Attach,
 };
@@ -234,6 +235,18 @@ impl Service for Control {
 
     async fn delete_volume(&self, name: &str) -> Answer<()> {
         self.remove_volume(name).await
+    }
+
+    async fn list_logins(&self) -> Answer<Vec<Login>> {
+        self.logins().await
+    }
+
+    async fn log_in(&self, request: LoginCreate) -> Answer<Login> {
+        self.new_login(request).await
+    }
+
+    async fn log_out(&self, registry: &str) -> Answer<()> {
+        self.forget_login(registry).await
     }
 
     async fn list_tokens(&self) -> Answer<Vec<Token>> {

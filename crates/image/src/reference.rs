@@ -206,7 +206,7 @@ impl FromStr for Reference {
 }
 
 /// `host[:port]`: dot-separated labels, or a bracketed IPv6 address.
-fn check_registry(text: &str) -> Result<(), ReferenceError> {
+pub(crate) fn check_registry(text: &str) -> Result<(), ReferenceError> {
     let bad = || ReferenceError::Registry(text.to_owned());
     let port = if let Some(rest) = text.strip_prefix('[') {
         let (address, port) = rest.split_once(']').ok_or_else(bad)?;

@@ -21,84 +21,14 @@ use std::{
     },
 };
 
-use common::{Scratch, listing, needs, run};
+use common::{
+    Scratch, listing, needs, run,
+    server::{Server, hashed},
+};
 use image::{
     Credential, Credentials, Event, InUse, Job, LayerError, LayerState, Limits, Mirror, PullError,
     PullOptions, PushOptions, Reference, Registries, RegistryConfig, RegistryError, Store,
 };
-
-/// A docker-registry on a free loopback port, ended with the test.
-struct Server {
-    child: Child,
-    port: u16,
-    _dir: tempfile::TempDir,
-}
-
-impl Server {
-    fn start(users: Option<&str>) -> Option<Self> {
-        if !needs("docker-registry", &["--version"]) {
-            return None;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().display();
-        let mut config = format!(
-            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage:\n  filesystem: {{rootdirectory: {path}/data}}\n  delete: {{enabled: true}}\n"
-        );
-        if let Some(users) = users {
-            fs::write(dir.path().join("users"), users).unwrap();
-            config += &format!("auth: {{htpasswd: {{realm: test, path: {path}/users}}}}\n");
-        }
-        // The port is free when asked and taken a moment later; a collision shows as an early end.
-        for _ in 0..2 {
-            let port = TcpListener::bind("127.0.0.1:0")
-                .unwrap()
-                .local_addr()
-                .unwrap()
-                .port();
-            let file = dir.path().join("config.yml");
-            fs::write(
-                &file,
-                format!("{config}http: {{addr: \"127.0.0.1:{port}\"}}\n"),
-            )
-            .unwrap();
-            let mut command = Command::new("docker-registry");
-            command
-                .arg("serve")
-                .arg(&file)
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null());
-            let mut child = command.process_group(0).spawn().unwrap();
-            for _ in 0..200 {
-                if TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                    return Some(Self {
-                        child,
-                        port,
-                        _dir: dir,
-                    });
-                }
-                if child.try_wait().unwrap().is_some() {
-                    break;
-                }
-                std::thread::sleep(std::time::Duration::from_millis(50));
-            }
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        panic!("docker-registry does not start");
-    }
-
-    fn name(&self, rest: &str) -> Reference {
-        format!("127.0.0.1:{}/{rest}", self.port).parse().unwrap()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 fn registries() -> Registries {
     Registries::new(RegistryConfig::default()).unwrap()
@@ -328,17 +258,6 @@ async fn a_login_is_asked_for_and_used_from_the_files_of_other_tools() {
     )
     .unwrap();
     push(Credentials::none().with_file(&file)).await.unwrap();
-}
-
-/// An htpasswd line by whatever tool is here.
-fn hashed(user: &str, password: &str) -> Option<String> {
-    let script = "import crypt,sys; print(sys.argv[1]+':'+crypt.crypt(sys.argv[2], crypt.mksalt(crypt.METHOD_BLOWFISH, rounds=16)))";
-    let output = Command::new("python3")
-        .args(["-W", "ignore", "-c", script, user, password])
-        .output()
-        .ok()?;
-    let line = String::from_utf8(output.stdout).ok()?;
-    line.contains("$2").then_some(line)
 }
 
 /// What a [`Proxy`] does to the bytes of blob answers.

@@ -46,6 +46,12 @@ impl Paths {
         self.root.join("images")
     }
 
+    /// Passwords for registries.
+    #[must_use]
+    pub fn credentials(&self) -> PathBuf {
+        self.root.join("credentials.json")
+    }
+
     /// The default pool.
     #[must_use]
     pub fn pool(&self) -> PathBuf {

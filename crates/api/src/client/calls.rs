@@ -8,9 +8,9 @@ use serde_json::Value;
 use super::{ByteStream, Client, Lines, Session, error::Result, request::Call};
 use crate::{
     Check, Event, Image, ImageBuild, ImageDetail, ImageDf, ImageGc, ImagePull, ImagePush, ImageTag,
-    Info, Instance, InstanceCreate, InstanceDetail, Network, NetworkCreate, Operation, Process,
-    Stats, StopRequest, Token, TokenCreate, TokenCreated, TopRow, Volume, VolumeCreate, WaitFor,
-    stream::Attach,
+    Info, Instance, InstanceCreate, InstanceDetail, Login, LoginCreate, Network, NetworkCreate,
+    Operation, Process, Stats, StopRequest, Token, TokenCreate, TokenCreated, TopRow, Volume,
+    VolumeCreate, WaitFor, stream::Attach,
 };
 
 /// Which events to send.
@@ -378,6 +378,18 @@ impl Client {
 
     pub async fn delete_volume(&self, name: &str) -> Result<()> {
         self.nothing(Call::new("delete_volume", Some(name))).await
+    }
+
+    pub async fn list_logins(&self) -> Result<Vec<Login>> {
+        self.document(Call::new("list_logins", None)).await
+    }
+
+    pub async fn log_in(&self, login: &LoginCreate) -> Result<Login> {
+        self.document(Call::new("log_in", None).json(login)?).await
+    }
+
+    pub async fn log_out(&self, registry: &str) -> Result<()> {
+        self.nothing(Call::new("log_out", Some(registry))).await
     }
 
     pub async fn list_tokens(&self) -> Result<Vec<Token>> {

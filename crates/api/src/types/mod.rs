@@ -9,7 +9,7 @@ mod spec;
 mod system;
 mod volume;
 
-pub use access::{Token, TokenCreate, TokenCreated};
+pub use access::{Login, LoginCreate, Token, TokenCreate, TokenCreated};
 pub use image::{
     Image, ImageBuild, ImageDetail, ImageDf, ImageDfRow, ImageGc, ImageLayer, ImagePull, ImagePush,
     ImageTag, Recipe, RegistryAuth,

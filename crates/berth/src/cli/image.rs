@@ -83,13 +83,16 @@ impl RegistryArgs {
         let Some(username) = self.username else {
             return Ok(None);
         };
-        let mut password = String::new();
-        std::io::stdin().read_line(&mut password)?;
-        Ok(Some(RegistryAuth {
-            username,
-            password: password.trim_end_matches(['\r', '\n']).to_owned(),
-        }))
+        let password = password_from_stdin()?;
+        Ok(Some(RegistryAuth { username, password }))
     }
+}
+
+/// The first line of stdin.
+pub fn password_from_stdin() -> Outcome<String> {
+    let mut password = String::new();
+    std::io::stdin().read_line(&mut password)?;
+    Ok(password.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 /// Flags of `image pull`.

@@ -15,6 +15,7 @@ mod human;
 mod image;
 mod info;
 mod instance;
+mod login;
 mod network;
 mod op;
 mod output;
@@ -174,6 +175,14 @@ enum Command {
     /// Operations: everything long
     #[command(subcommand)]
     Op(op::OpCommand),
+    /// Log the daemon in at a registry, or list where it is logged in
+    Login(login::LoginArgs),
+    /// Forget logins at registries
+    Logout {
+        /// Registries: host or host:port
+        #[arg(required = true, value_name = "REGISTRY")]
+        registries: Vec<String>,
+    },
     /// Tokens for callers from other machines
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -397,6 +406,8 @@ async fn dispatch(cx: &Context, command: Command) -> Outcome<u8> {
         Command::Network(command) => command.run(cx).await?,
         Command::Volume(command) => command.run(cx).await?,
         Command::Op(command) => command.run(cx).await?,
+        Command::Login(args) => args.run(cx).await?,
+        Command::Logout { registries } => login::log_out(cx, &registries).await?,
         Command::Token(command) => command.run(cx).await?,
         Command::Info(args) => args.run(cx).await?,
         Command::Doctor(args) => info::doctor(cx, &args).await?,

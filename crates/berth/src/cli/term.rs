@@ -1,8 +1,11 @@
 //! The terminal: raw mode that is always given back, its size, and the keys that leave a session.
 
-use std::{io, os::fd::AsFd};
+use std::{
+    io::{self, Write as _},
+    os::fd::AsFd,
+};
 
-use rustix::termios::{self, OptionalActions, Termios};
+use rustix::termios::{self, LocalModes, OptionalActions, Termios};
 
 /// Size of the terminal on stdin or stdout: rows, columns. A terminal that does not know its size
 /// says 0; then the program inside is better off with its own idea.
@@ -39,6 +42,28 @@ impl Drop for RawMode {
         // A terminal that is gone needs no restoring.
         let _ = termios::tcsetattr(io::stdin(), OptionalActions::Drain, &self.before);
     }
+}
+
+/// Asks for a line on the terminal.
+pub fn ask(question: &str) -> io::Result<String> {
+    let mut errors = io::stderr().lock();
+    errors.write_all(question.as_bytes())?;
+    errors.flush()?;
+    let mut line = String::new();
+    io::stdin().read_line(&mut line)?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// Asks for a line that nobody looking on should see.
+pub fn ask_secret(question: &str) -> io::Result<String> {
+    let before = termios::tcgetattr(io::stdin())?;
+    let mut hidden = before.clone();
+    hidden.local_modes.remove(LocalModes::ECHO);
+    termios::tcsetattr(io::stdin(), OptionalActions::Flush, &hidden)?;
+    let _given_back = RawMode { before };
+    let line = ask(question);
+    let _ = io::stderr().lock().write_all(b"\n");
+    line
 }
 
 /// Keys pressed one after the other to leave a session: `ctrl-p,ctrl-q`.

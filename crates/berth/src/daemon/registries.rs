@@ -51,6 +51,6 @@ pub(super) fn load(asked: Option<&Path>, paths: &Paths) -> Result<RegistryConfig
         mirrors: file.mirrors.into_iter().map(mirror).collect(),
         insecure: file.insecure,
         ca_files: file.ca_files,
-        credentials: Credentials::of_user(paths.root().join("credentials.json")),
+        credentials: Credentials::of_user(paths.credentials()),
     })
 }

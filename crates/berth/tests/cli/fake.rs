@@ -480,6 +480,12 @@ fn other(id: &str, world: &Shared, asked: &Asked) -> Result<Response, Problem> {
         "create_token" => done(json!({
             "name": "ci", "scope": "operate", "created_at": ago(0), "secret": "s3cret",
         })),
+        "list_logins" => done(json!([{ "registry": "depot.example:5000", "username": "alice" }])),
+        "log_in" => Err(Problem::new(
+            ErrorCode::Denied,
+            "the registry docker.io does not take this user name and password",
+        )),
+        "log_out" => empty(),
         "get_files" => match asked.query["path"].as_str() {
             "/etc" | "/etc/" => Ok(archive("etc")),
             path => Err(Problem::new(

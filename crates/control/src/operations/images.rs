@@ -78,12 +78,11 @@ impl Registries {
         }
     }
 
-    fn client(&self) -> Result<image::Registries, StepError> {
+    pub(crate) fn client(&self) -> Result<image::Registries, image::RegistryError> {
         if let Some(client) = self.shared.get() {
             return Ok(client.clone());
         }
-        let made = image::Registries::new(self.config.clone());
-        let made = made.map_err(|error| StepError::because(&error))?;
+        let made = image::Registries::new(self.config.clone())?;
         Ok(self.shared.get_or_init(|| made).clone())
     }
 
@@ -91,14 +90,14 @@ impl Registries {
         &self,
         registry: &str,
         auth: api::RegistryAuth,
-    ) -> Result<image::Registries, StepError> {
+    ) -> Result<image::Registries, image::RegistryError> {
         let mut config = self.config.clone();
         let credential = image::Credential::Basic {
             username: auth.username,
             password: auth.password,
         };
         config.credentials = config.credentials.with(registry, credential);
-        image::Registries::new(config).map_err(|error| StepError::because(&error))
+        image::Registries::new(config)
     }
 }
 
@@ -291,10 +290,11 @@ impl Transfer {
         reference: &Reference,
         password: Option<u64>,
     ) -> Result<image::Registries, StepError> {
-        match self.passwords.get(password) {
+        let client = match self.passwords.get(password) {
             Some(auth) => self.registries.client_as(reference.registry(), auth),
             None => self.registries.client(),
-        }
+        };
+        client.map_err(|error| StepError::because(&error))
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::sync::RwLock;
 use workflow::{Definition, OnFailure};
 
 pub(crate) use images::{
-    BuildInput, ImportInput, PullInput, PushInput, local_reference, reference,
+    BuildInput, ImportInput, PullInput, PushInput, Registries, local_reference, reference,
 };
 
 /// Builds at once: each is a whole Debian installation.
@@ -73,13 +73,13 @@ impl Passwords {
 pub(crate) fn workflow(
     store: &Store,
     node: &Node,
-    registries: image::RegistryConfig,
+    registries: Arc<Registries>,
     passwords: Passwords,
     collection: Arc<RwLock<()>>,
 ) -> Result<workflow::Engine, workflow::BuildError> {
     let transfer = images::Transfer {
         node: node.clone(),
-        registries: Arc::new(images::Registries::new(registries)),
+        registries,
         passwords,
         collection,
     };

@@ -19,7 +19,7 @@ use super::{
     RegistryConfig, RegistryError,
     challenge::{self, Challenge},
     credentials::Credential,
-    endpoint::Endpoint,
+    endpoint::{self, Endpoint},
 };
 use crate::job::{Cancelled, Job};
 
@@ -139,14 +139,21 @@ impl Client {
         tail: &str,
         job: &Job,
     ) -> Result<Url, RegistryError> {
+        self.url_of(target, &format!("{}/{tail}", target.repository), job)
+            .await
+    }
+
+    /// The URL that says which version of the protocol is spoken.
+    pub(super) async fn base(&self, target: &Target, job: &Job) -> Result<Url, RegistryError> {
+        self.url_of(target, "", job).await
+    }
+
+    async fn url_of(&self, target: &Target, path: &str, job: &Job) -> Result<Url, RegistryError> {
         let scheme = self.scheme(&target.endpoint, job).await?;
-        let text = format!(
-            "{scheme}://{}/v2/{}/{tail}",
-            target.endpoint.authority, target.repository
-        );
+        let text = format!("{scheme}://{}/v2/{path}", target.endpoint.authority);
         text.parse().map_err(|_| RegistryError::Protocol {
             registry: target.registry().to_owned(),
-            what: tail.to_owned(),
+            what: path.to_owned(),
             reason: format!("{text:?} is not a URL"),
         })
     }
@@ -258,6 +265,12 @@ impl Client {
                 source,
             }),
         }
+    }
+
+    /// Forgets what a registry, by the name credentials are filed under, has granted.
+    pub(super) fn forget_tokens(&self, registry: &str) {
+        let authority = endpoint::of_registry(registry, &self.config).authority;
+        lock(&self.tokens).retain(|(known, _), _| *known != authority);
     }
 
     fn cached_token(&self, target: &Target) -> Option<HeaderValue> {

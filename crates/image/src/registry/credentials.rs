@@ -158,6 +158,23 @@ impl Credentials {
         crate::store::write_private(file, &text).map_err(|error| bad(error.to_string()))
     }
 
+    /// Registries that `file` has credentials for, each with the user name where it tells one, by
+    /// name. A file that does not exist has none. Blocks.
+    ///
+    /// # Errors
+    /// [`RegistryError::Credentials`] when the file cannot be read.
+    pub fn saved(file: &Path) -> Result<Vec<(String, Option<String>)>, RegistryError> {
+        let auths = read(file)?.unwrap_or_default();
+        let user = |entry| match credential(entry) {
+            Some(Credential::Basic { username, .. }) => Some(username),
+            _ => None,
+        };
+        Ok(auths
+            .iter()
+            .map(|(registry, entry)| (registry.clone(), user(entry)))
+            .collect())
+    }
+
     /// The credential for a repository of a registry, if any.
     pub(crate) fn find(
         &self,

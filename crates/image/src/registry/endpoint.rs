@@ -65,7 +65,12 @@ pub(super) fn for_pull(reference: &Reference, config: &RegistryConfig) -> Vec<En
 
 /// The place to push a reference to.
 pub(super) fn for_push(reference: &Reference, config: &RegistryConfig) -> Endpoint {
-    Endpoint::new(reference.registry(), &config.insecure)
+    of_registry(reference.registry(), config)
+}
+
+/// A registry itself, whatever stands in for it at pulls.
+pub(super) fn of_registry(registry: &str, config: &RegistryConfig) -> Endpoint {
+    Endpoint::new(registry, &config.insecure)
 }
 
 /// Whether a `host[:port]` is this machine.

@@ -2,7 +2,7 @@
 //!
 //! Owns the configuration, the shared HTTP client and the tokens. Requests follow the OCI distribution
 //! specification 1.1. `client` sends (authentication, retries, limits), `fetch` reads manifests and
-//! streams blobs with resumption, `upload` writes. Everything a registry says is bounded and untrusted.
+//! streams blobs with resumption, `upload` writes, `login` tries credentials. Everything a registry says is bounded and untrusted.
 //! Knows nothing of the store.
 
 mod challenge;
@@ -10,6 +10,7 @@ mod client;
 mod credentials;
 mod endpoint;
 mod fetch;
+mod login;
 mod upload;
 
 use std::{path::PathBuf, sync::Arc};
@@ -19,7 +20,7 @@ pub(crate) use client::Target;
 pub use credentials::{Credential, Credentials};
 pub(crate) use upload::Sent;
 
-use crate::{digest::Digest, job::Cancelled};
+use crate::{digest::Digest, job::Cancelled, reference::ReferenceError};
 
 /// A replacement for a registry, tried before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +87,20 @@ pub enum RegistryError {
         /// The last failure.
         #[source]
         source: reqwest::Error,
+    },
+    /// That is no registry's name.
+    #[error(transparent)]
+    Name(#[from] ReferenceError),
+    /// The registry does not take a credential.
+    #[error(
+        "the registry {registry} does not take this user name and password{}",
+        said(message)
+    )]
+    Login {
+        /// The registry.
+        registry: String,
+        /// What it said.
+        message: String,
     },
     /// The registry wants (other) credentials.
     #[error(

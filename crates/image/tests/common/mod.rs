@@ -1,6 +1,8 @@
 //! What the integration tests share: a store in a temporary directory, tars written by GNU tar, tools.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod server;
+
 use std::{
     fs,
     path::{Path, PathBuf},

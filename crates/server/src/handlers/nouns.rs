@@ -1,4 +1,4 @@
-//! Networks, volumes and tokens.
+//! Networks, volumes, logins and tokens.
 
 use api::Problem;
 
@@ -37,6 +37,20 @@ pub(super) async fn show_volume(call: Call) -> Result<Reply, Problem> {
 
 pub(super) async fn delete_volume(call: Call) -> Result<Reply, Problem> {
     call.service().delete_volume(&call.name).await?;
+    Ok(Reply::Empty)
+}
+
+pub(super) async fn list_logins(call: Call) -> Result<Reply, Problem> {
+    Reply::json(&call.service().list_logins().await?)
+}
+
+pub(super) async fn log_in(mut call: Call) -> Result<Reply, Problem> {
+    let request = call.json().await?;
+    Reply::json(&call.service().log_in(request).await?)
+}
+
+pub(super) async fn log_out(call: Call) -> Result<Reply, Problem> {
+    call.service().log_out(&call.name).await?;
     Ok(Reply::Empty)
 }
 

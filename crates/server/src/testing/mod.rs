@@ -14,7 +14,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use api::{Event, Image, InstanceDetail, Network, Operation, Problem, Token, Volume};
+use api::{Event, Image, InstanceDetail, Login, Network, Operation, Problem, Token, Volume};
 use bytes::Bytes;
 use model::token::Scope;
 use tokio::sync::{Semaphore, broadcast, watch};
@@ -37,6 +37,8 @@ struct State {
     networks: BTreeMap<String, Network>,
     volumes: BTreeMap<String, Volume>,
     operations: Vec<Operation>,
+    /// By registry.
+    logins: BTreeMap<String, Login>,
     /// By secret.
     tokens: BTreeMap<String, Token>,
     history: Vec<Event>,

@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use api::{
     Check, ErrorCode, Event, Exit, Image, ImageBuild, ImageDetail, ImageDf, ImageGc, ImagePull,
-    ImagePush, ImageTag, Info, Instance, InstanceCreate, InstanceDetail, Network, NetworkCreate,
-    Operation, Problem, Process, Recipe, Stats, StopRequest, Token, TokenCreate, TokenCreated,
-    TopRow, Verdict, Volume, VolumeCreate, WaitFor,
+    ImagePush, ImageTag, Info, Instance, InstanceCreate, InstanceDetail, Login, LoginCreate,
+    Network, NetworkCreate, Operation, Problem, Process, Recipe, Stats, StopRequest, Token,
+    TokenCreate, TokenCreated, TopRow, Verdict, Volume, VolumeCreate, WaitFor,
     service::{Answer, ByteStream, ExportFormat, InstanceFilter, LogQuery, Service, Socket},
     stream::Attach,
 };
@@ -589,6 +589,32 @@ impl Service for Fake {
 
     async fn delete_volume(&self, name: &str) -> Answer<()> {
         remove(&mut self.open()?.volumes, "volume", name)
+    }
+
+    async fn list_logins(&self) -> Answer<Vec<Login>> {
+        Ok(self.open()?.logins.values().cloned().collect())
+    }
+
+    /// Takes the password `secret`.
+    async fn log_in(&self, request: LoginCreate) -> Answer<Login> {
+        let mut state = self.open()?;
+        if request.password != "secret" {
+            let text = format!(
+                "the registry {} does not take this user name and password",
+                request.registry
+            );
+            return Err(Problem::new(ErrorCode::Denied, text));
+        }
+        let login = Login {
+            registry: request.registry.clone(),
+            username: Some(request.username),
+        };
+        state.logins.insert(request.registry, login.clone());
+        Ok(login)
+    }
+
+    async fn log_out(&self, registry: &str) -> Answer<()> {
+        remove(&mut self.open()?.logins, "login", registry)
     }
 
     async fn list_tokens(&self) -> Answer<Vec<Token>> {
