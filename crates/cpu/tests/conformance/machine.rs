@@ -56,12 +56,16 @@ pub enum Access {
     Read(u64, usize),
 }
 
+/// What a device does when it is written to.
+type Reaction = Box<dyn FnMut(&[u8]) + Send>;
+
 /// Records, answers reads from a queue, and kicks all vCPUs when a guest is done.
 #[derive(Default)]
 pub struct Recorder {
     seen: Mutex<Vec<Access>>,
     answers: Mutex<VecDeque<Vec<u8>>>,
     kickers: Mutex<Vec<Arc<dyn Kick>>>,
+    device: Mutex<Option<(u16, Reaction)>>,
     done: Mutex<bool>,
 }
 
@@ -76,6 +80,11 @@ impl Recorder {
 
     pub fn is_done(&self) -> bool {
         *self.done.lock().unwrap()
+    }
+
+    /// Puts a device at a port.
+    pub fn react(&self, port: u16, reaction: impl FnMut(&[u8]) + Send + 'static) {
+        *self.device.lock().unwrap() = Some((port, Box::new(reaction)));
     }
 
     fn note(&self, access: Access) {
@@ -105,6 +114,11 @@ impl Bus for Recorder {
                 kicker.kick();
             }
             return;
+        }
+        if let Some((at, reaction)) = &mut *self.device.lock().unwrap()
+            && *at == port
+        {
+            return reaction(data);
         }
         self.note(Access::PortWrite(port, data.to_vec()));
     }
@@ -186,11 +200,7 @@ impl Machine {
     }
 
     pub fn write(&self, address: u64, bytes: &[u8]) {
-        use vm_memory::{Bytes, GuestAddress};
-        self.ram
-            .guest_memory()
-            .write_slice(bytes, GuestAddress(address))
-            .unwrap();
+        write(&self.ram, address, bytes);
     }
 
     pub fn word(&self, address: u64, value: u64) {
@@ -341,6 +351,13 @@ impl Machine {
         let mut vcpu = self.vcpu();
         within(&mut *vcpu, Duration::from_secs(20))
     }
+}
+
+/// Writes to memory as a device does.
+pub fn write(ram: &Ram, address: u64, bytes: &[u8]) {
+    use vm_memory::{Bytes, GuestAddress};
+    let memory = ram.guest_memory();
+    memory.write_slice(bytes, GuestAddress(address)).unwrap();
 }
 
 /// Where a linear address of the first 4 GiB has its entry for 2 MiB.

@@ -204,6 +204,11 @@ fn a_device_writes_over_a_hot_loop() {
 }
 
 #[test]
+fn a_device_writes_code_that_lies_ahead() {
+    on_all("device ahead", writes::device_ahead);
+}
+
+#[test]
 fn hot_code_does_not_notice_interrupts() {
     interrupts::in_hot_code(&software());
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use cpu::Exit;
 use iced_x86::code_asm::*;
 
-use crate::machine::{CODE, Machine, RESULT, done};
+use crate::machine::{CODE, Machine, RESULT, done, write};
 
 /// A routine in a page of its own, and another.
 const ROUTINE: u64 = CODE + 0x2000;
@@ -24,9 +24,9 @@ const ALIAS: u64 = 0x8000_0000;
 type Assembled = Result<(), IcedError>;
 
 /// Assembles a guest whose result, in `rbx`, is left at [`RESULT`], and runs it.
-fn result(machine: &Machine, write: impl FnOnce(&mut CodeAssembler) -> Assembled) -> u64 {
+fn result(machine: &Machine, assemble: impl FnOnce(&mut CodeAssembler) -> Assembled) -> u64 {
     machine.code(CODE, |a| {
-        write(a).unwrap();
+        assemble(a).unwrap();
         a.mov(edi, RESULT as u32).unwrap();
         a.mov(qword_ptr(rdi), rbx).unwrap();
         done(a);
@@ -347,4 +347,35 @@ pub fn device(machine: Machine) {
         }
     });
     assert_eq!(machine.read(RESULT), 2);
+}
+
+/// A device writes code that lies ahead in the page that is executed, on being told to; past a serializing instruction it
+/// is the new code that is executed, though no branch leads back or elsewhere.
+pub fn device_ahead(machine: Machine) {
+    const PORT: u16 = 0x99;
+    let site = CODE + 0x200;
+    machine.write(site, &RETURNS);
+    let ram = machine.ram.clone();
+    machine
+        .bus
+        .react(PORT, move |data| write(&ram, site + 1, data));
+    let found = result(&machine, |a| {
+        a.xor(ebx, ebx)?;
+        a.mov(ebp, ROUNDS)?;
+        let (mut again, mut ahead) = (a.create_label(), a.create_label());
+        a.set_label(&mut again)?;
+        a.push(rbx)?;
+        a.mov(eax, ebp)?;
+        a.out(i32::from(PORT), eax)?;
+        a.xor(eax, eax)?;
+        a.cpuid()?;
+        a.pop(rbx)?;
+        a.jmp(ahead)?;
+        a.set_label(&mut ahead)?;
+        a.call(site)?;
+        a.add(rbx, rax)?;
+        a.dec(ebp)?;
+        a.jne(again)
+    });
+    assert_eq!(found, sum());
 }
