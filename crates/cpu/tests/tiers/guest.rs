@@ -7,7 +7,9 @@ use std::sync::{
 
 use cpu::{
     Bus,
-    soft::{Core, Fault, Flow, Interpreter, interpreter::Outcome, op::RIP, vector::VectorState},
+    soft::{
+        self, Core, Fault, Flow, Interpreter, interpreter::Outcome, op::RIP, vector::VectorState,
+    },
 };
 use memory::Ram;
 
@@ -135,8 +137,17 @@ impl Guest {
         core.control.efer = 0x500;
         core.segments[4].base = 0x40;
         core.segments[5].base = 0x1000;
+        let mut interpreter = Interpreter::new(core);
+        let how = match tier {
+            Tier::Zero => soft::Tier::Interpret,
+            Tier::One => soft::Tier::Translate {
+                threshold: 3,
+                chain: true,
+            },
+        };
+        interpreter.set_tier(how).expect("memory for translations");
         Self {
-            interpreter: Interpreter::new(core),
+            interpreter,
             device,
             tier,
         }

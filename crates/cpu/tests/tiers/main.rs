@@ -10,6 +10,7 @@
 #![allow(missing_docs, reason = "a test is read, not called")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod found;
 mod guest;
 mod instruction;
 mod program;

@@ -139,6 +139,8 @@ pub(super) struct Translator {
     seen: u64,
     /// [`super::memory::tlb::Tlb::changes`] when the targets were emptied last.
     tlb_changes: [u32; 2],
+    /// [`Mode::units`] of the translations among the targets.
+    units: u8,
     forms: Forms,
     code: Assembler,
     instructions: Vec<Instruction>,
@@ -184,6 +186,7 @@ impl Translator {
             filled: [Vec::new(), Vec::new()],
             seen: 0,
             tlb_changes: [u32::MAX; 2],
+            units: 0,
             forms: Forms::new(),
             code,
             instructions: Vec::new(),
@@ -289,6 +292,12 @@ impl Translator {
         let changes = core.ram.pages().changes();
         if changes != self.seen {
             self.forget_stale(core, changes);
+        }
+        let units = Mode::of(core).units();
+        if units != self.units {
+            // Targets are found by address alone, so all are of the same kind.
+            self.units = units;
+            self.tlb_changes = [u32::MAX; 2];
         }
         let changes = core.tlb.changes();
         if changes != self.tlb_changes {

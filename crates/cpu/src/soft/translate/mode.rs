@@ -39,6 +39,11 @@ impl Mode {
         usize::from(self.0 & CONTEXT)
     }
 
+    /// All of it but the context, as a number.
+    pub(super) fn units(self) -> u8 {
+        self.0 & !CONTEXT
+    }
+
     /// Whether a unit is open.
     pub(super) fn is_open(self, unit: Unit) -> bool {
         match unit {
