@@ -3,13 +3,17 @@
 use std::io;
 
 use super::{
-    Folder,
+    Folder, FsState,
     config::{self, MAX_TAG, QUEUES},
     handler::FsHandler,
 };
 use crate::virtio::{
     ActivateError, Activation, DeviceKind, Host, VirtQueue, VirtioDevice, Worker, read_config_bytes,
 };
+use crate::{StateError, state};
+
+/// What it is called in errors.
+const NAME: &str = "virtio-fs";
 
 /// A folder of the host.
 pub struct Fs {
@@ -75,5 +79,21 @@ impl VirtioDevice for Fs {
         if let Some(folder) = &mut self.folder {
             folder.forget_all();
         }
+    }
+
+    fn save(&self) -> Result<Vec<u8>, StateError> {
+        let saved = self.folder.as_ref().ok_or(StateError::Mismatch {
+            device: NAME,
+            reason: "it is in use".to_owned(),
+        })?;
+        state::encode(NAME, &saved.state())
+    }
+
+    fn restore(&mut self, bytes: &[u8]) -> Result<(), StateError> {
+        let saved: FsState = state::decode(NAME, bytes)?;
+        if let Some(folder) = &mut self.folder {
+            folder.set_state(saved);
+        }
+        Ok(())
     }
 }

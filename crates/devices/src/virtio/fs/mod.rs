@@ -14,8 +14,10 @@ mod device;
 mod folder;
 pub mod fuse;
 mod handler;
+mod state;
 #[cfg(test)]
 mod tests;
 
 pub use device::Fs;
 pub use folder::{Descriptors, Folder, FolderLimits, keep_capabilities};
+pub use state::FsState;

@@ -10,7 +10,10 @@ use super::{
     fuse::{Header, IN_HEADER, MAX_ARGUMENTS, Operation, Request},
     *,
 };
-use crate::virtio::{Host, fuzzing, testing::Driver};
+use crate::{
+    pci::PciFunction,
+    virtio::{Host, fuzzing, testing::Driver},
+};
 
 fn folder(path: &std::path::Path, limits: &FolderLimits) -> Folder {
     let root = File::open(path).unwrap().into();
@@ -204,6 +207,21 @@ fn a_pause_keeps_what_is_open() {
     header.extend(1u64.to_le_bytes());
     assert_eq!(guest.driver.request(0, &[&header], &[]).written, 0);
     assert_eq!(guest.ask(3, node, &[&[0; 16]], 104), Err(libc::ESTALE));
+}
+
+#[test]
+fn what_was_saved_elsewhere_goes_on_with_stale_files() {
+    let place = tempfile::tempdir().unwrap();
+    let mut guest = Guest::new(place.path());
+    let (node, handle) = guest.create(b"f");
+    guest.driver.function.pause();
+    let saved = guest.driver.function.save().unwrap();
+    guest.driver.function.restore(&saved).unwrap();
+    guest.driver.function.resume();
+    assert_eq!(guest.read(handle, 0, 1), Err(libc::EBADF));
+    assert_eq!(guest.ask(3, node, &[&[0; 16]], 104), Err(libc::ESTALE));
+    let found = guest.ask(1, 1, &[b"f\0"], 128).unwrap();
+    assert_ne!(long(&found, 0), node, "no number is used twice");
 }
 
 proptest! {

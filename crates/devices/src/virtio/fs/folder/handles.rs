@@ -30,6 +30,16 @@ impl Handles {
         }
     }
 
+    /// The next number.
+    pub(super) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Uses no number below.
+    pub(super) fn begin_at(&mut self, next: u64) {
+        self.next = next.max(1);
+    }
+
     /// Whether there is room for another.
     ///
     /// # Errors

@@ -32,7 +32,10 @@ use std::{fmt, os::fd::OwnedFd};
 use rustix::{fs::OFlags, io::Errno};
 
 use self::{handles::Handles, nodes::Nodes, system::User};
-use super::fuse::{self, Operation, Reply, Request};
+use super::{
+    FsState,
+    fuse::{self, Operation, Reply, Request},
+};
 
 pub use system::{Descriptors, keep_capabilities};
 
@@ -99,6 +102,24 @@ impl Folder {
             read_only,
             greeted: false,
         })
+    }
+
+    /// What is saved of it.
+    #[must_use]
+    pub fn state(&self) -> FsState {
+        FsState {
+            greeted: self.greeted,
+            next_node: self.nodes.next(),
+            next_handle: self.handles.next(),
+        }
+    }
+
+    /// Goes on with a guest that was saved elsewhere.
+    pub fn set_state(&mut self, state: FsState) {
+        self.forget_all();
+        self.greeted = state.greeted;
+        self.nodes.begin_at(state.next_node);
+        self.handles.begin_at(state.next_handle);
     }
 
     /// Forgets everything of a guest.

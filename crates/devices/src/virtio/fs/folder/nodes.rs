@@ -110,6 +110,16 @@ impl Nodes {
         (self.open, self.kept) = (0, 0);
     }
 
+    /// The next number.
+    pub(super) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Uses no number below.
+    pub(super) fn begin_at(&mut self, next: u64) {
+        self.next = next.max(ROOT + 1);
+    }
+
     /// How many are known, and how many descriptors they hold.
     #[cfg(test)]
     pub(super) fn count(&self) -> (usize, usize) {
@@ -151,7 +161,7 @@ impl Nodes {
         let node = self.node(number)?;
         let (_, name) = node.place.as_ref().ok_or(Errno::STALE)?;
         let opened = open_path(directory, name).map_err(|error| match error {
-            Errno::NOENT | Errno::NOTDIR | Errno::XDEV => Errno::STALE,
+            Errno::NOENT | Errno::NOTDIR => Errno::STALE,
             error => error,
         })?;
         if Identity::from(&stat(&opened)?) != node.identity {

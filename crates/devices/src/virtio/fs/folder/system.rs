@@ -18,8 +18,7 @@ use rustix::{
 /// How names are resolved.
 const WITHIN: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS)
-    .union(ResolveFlags::NO_XDEV);
+    .union(ResolveFlags::NO_MAGICLINKS);
 
 /// What is asked of `statx`: what `stat` tells, and when the file was made.
 const STAT: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME);
