@@ -204,6 +204,9 @@ pub struct HostsLine {
 pub struct Mount {
     /// Where it is.
     pub source: Source,
+    /// A file of it, by name, to be mounted in the place of the whole.
+    #[serde(default)]
+    pub file: Option<String>,
     /// Absolute path inside; made when missing.
     pub target: String,
     /// Whether programs may only read it.

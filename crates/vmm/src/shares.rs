@@ -34,8 +34,8 @@ pub struct Shares {
 }
 
 impl Shares {
-    /// Opens them. With `detached`, which needs the right to mount, each is a mount of its own that is
-    /// attached nowhere: nothing is above it.
+    /// Opens them. With `detached`, which needs the right to mount, each is a copy of what is mounted
+    /// there that is attached nowhere: nothing is above it.
     ///
     /// # Errors
     /// With the first that cannot be opened.
@@ -88,7 +88,9 @@ impl Shares {
 
 fn open(path: &Path, detached: bool) -> rustix::io::Result<OwnedFd> {
     if detached {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_RECURSIVE;
         return rustix::mount::open_tree(CWD, path, flags);
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

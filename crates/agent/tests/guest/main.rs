@@ -329,6 +329,7 @@ fn a_debian_system_comes_up_whole_with_systemd_and_goes_down_in_order() {
                 serial: "modules".into(),
                 file_system: "ext4".into(),
             },
+            file: None,
             target: media.kernel.modules_target(),
             read_only: true,
         });

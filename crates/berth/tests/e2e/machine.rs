@@ -259,9 +259,11 @@ fn folders_and_volumes_are_mounted_in_machines_as_in_containers() {
     std::fs::write(host.path().join("secret"), "").unwrap();
     let everyone = std::fs::Permissions::from_mode(0o777);
     std::fs::set_permissions(&shared, everyone).unwrap();
+    std::fs::write(host.path().join("one.conf"), "one").unwrap();
     let binds = [
         format!("{}:/host", shared.display()),
         format!("{}:/kept:ro", kept.display()),
+        format!("{}/one.conf:/etc/one/conf", host.path().display()),
     ];
     let mut start = vec!["run", "-d", "--vm", "--memory", "128M", "--network", "none"];
     start.extend([
@@ -273,6 +275,8 @@ fn folders_and_volumes_are_mounted_in_machines_as_in_containers() {
         &binds[1],
         "-v",
         "data:/data",
+        "-v",
+        &binds[2],
     ]);
     start.extend(["busybox", "sleep", "1000"]);
     daemon.berth(&start).unwrap();
@@ -304,6 +308,15 @@ fn folders_and_volumes_are_mounted_in_machines_as_in_containers() {
     let sum = std::process::Command::new("sha256sum").stdin(big).output();
     let sum = String::from_utf8(sum.unwrap().stdout).unwrap();
     assert_eq!(worked.out, format!("202\n{sum}"));
+
+    // One file alone.
+    let wrote = said(
+        &[],
+        "cat /etc/one/conf; echo two > /etc/one/conf; ls /etc/one",
+    );
+    assert_eq!(wrote.out, "oneconf\n", "{wrote:?}");
+    let conf = std::fs::read_to_string(host.path().join("one.conf"));
+    assert_eq!(conf.unwrap(), "two\n");
 
     // A link of the guest's leads where it leads in the guest, and what is read-only stays.
     assert_ne!(said(&[], "cat /host/l").code, 0);
@@ -348,12 +361,14 @@ fn folders_and_volumes_are_mounted_in_machines_as_in_containers() {
         .unwrap();
     assert_eq!(looked.out, "5:6\n", "{looked:?}");
 
-    let file = format!("{}:/x", host.path().join("secret").display());
+    let socket = host.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let file = format!("{}:/x", socket.display());
     let refused = daemon
         .run(&["run", "--rm", "--vm", "-v", &file, "busybox", "true"])
         .unwrap();
     assert!(
-        refused.code != 0 && refused.err.contains("is no folder"),
+        refused.code != 0 && refused.err.contains("neither a folder nor a file"),
         "{refused:?}"
     );
 }

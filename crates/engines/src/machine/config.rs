@@ -43,26 +43,37 @@ const COMMAND_LINE: &str = "console=ttyS0 rdinit=/init reboot=k panic=-1 tsc=rel
      no_timer_check mitigations=off random.trust_cpu=on i8042.noaux i8042.nomux i8042.dumbkbd \
      8250.nr_uarts=1 audit=0";
 
-/// A folder of the host that the guest mounts.
+/// The name of a file that is shared alone.
+const FILE_NAME: &str = "file";
+
+/// A folder or file of the host that the guest mounts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Share<'a> {
     /// What the guest mounts it by.
     tag: String,
     /// On the host.
     pub(super) source: &'a Path,
-    /// In the guest.
-    target: &'a str,
     pub(super) read_only: bool,
+    /// It is a file, and the only one of the folder the guest mounts.
+    file: bool,
 }
 
 impl Share<'_> {
-    /// Where it is in the jail.
-    pub(super) fn inside(&self) -> String {
+    /// The folder that is served, in the jail.
+    fn folder(&self) -> String {
         format!("{SHARES}/{}", self.tag)
+    }
+
+    /// Where it is in the jail itself.
+    pub(super) fn inside(&self) -> String {
+        match self.file {
+            true => format!("{}/{FILE_NAME}", self.folder()),
+            false => self.folder(),
+        }
     }
 }
 
-/// The folders among a guest's mounts.
+/// The folders and files of the host among a guest's mounts.
 pub(super) fn shares(guest: &Guest) -> Vec<Share<'_>> {
     let mounts = guest.mounts.iter().enumerate();
     mounts
@@ -78,8 +89,8 @@ fn share<'a>(guest: &Guest, index: usize, mount: &'a GuestMount) -> Option<Share
     (!source.starts_with(&guest.directory)).then(|| Share {
         tag: format!("mount{index}"),
         source,
-        target: &mount.target,
         read_only: mount.read_only,
+        file: source.is_file(),
     })
 }
 
@@ -130,7 +141,7 @@ fn description(guest: &Guest, machine: &GuestMachine, accel: Accel) -> Value {
     };
     let shares: Vec<Value> = shares(guest)
         .iter()
-        .map(|it| json!({ "tag": it.tag, "path": it.inside(), "read_only": it.read_only }))
+        .map(|it| json!({ "tag": it.tag, "path": it.folder(), "read_only": it.read_only }))
         .collect();
     json!({
         "version": VERSION,
@@ -200,14 +211,16 @@ fn mounts(guest: &Guest) -> Vec<Mount> {
         .iter()
         .enumerate()
         .filter_map(|(index, mount)| {
-            let source = match mount.kind {
-                MountKind::Tmpfs { size_bytes } => Source::Memory { size_bytes },
-                MountKind::Bind { .. } => Source::Share {
-                    tag: share(guest, index, mount)?.tag,
-                },
+            let (source, file) = match mount.kind {
+                MountKind::Tmpfs { size_bytes } => (Source::Memory { size_bytes }, None),
+                MountKind::Bind { .. } => {
+                    let Share { tag, file, .. } = share(guest, index, mount)?;
+                    (Source::Share { tag }, file.then(|| FILE_NAME.to_owned()))
+                }
             };
             Some(Mount {
                 source,
+                file,
                 target: mount.target.clone(),
                 read_only: mount.read_only,
             })
@@ -320,13 +333,17 @@ mod tests {
             id_mapped: true,
         };
         let bind = |source: PathBuf| MountKind::Bind { source };
+        let alone = shared.path().join("alone");
+        fs::write(&alone, "").unwrap();
         guest.mounts = vec![
             mount(MountKind::Tmpfs { size_bytes: None }, "/tmp"),
             mount(bind("/srv/data".into()), "/tmp/data"),
             mount(bind(guest.directory.join("hosts")), "/etc/hosts"),
+            mount(bind(alone), "/etc/alone"),
         ];
         let told = told(&guest, &machine);
-        assert_eq!(told.mounts.len(), 2);
+        assert_eq!(told.mounts.len(), 3);
+        assert_eq!(told.mounts[2].file.as_deref(), Some(FILE_NAME));
         let tag = "mount1".to_owned();
         assert_eq!(told.mounts[1].source, Source::Share { tag });
         assert_eq!(told.files.len(), 1);
@@ -334,7 +351,7 @@ mod tests {
         write(&guest, &machine, Accel::Soft, shared.path()).unwrap();
         let text = fs::read(shared.path().join(FILE)).unwrap();
         let read = vmm::VmConfig::parse(&text).unwrap().shares;
-        assert_eq!(read.len(), 1);
+        assert_eq!(read.len(), 2);
         assert_eq!(read[0].tag, "mount1");
         assert_eq!(read[0].path, Path::new("/shares/mount1"));
         assert!(read[0].read_only);

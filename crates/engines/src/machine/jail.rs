@@ -81,7 +81,7 @@ pub(crate) fn jail(
     ];
     let shares = config::shares(guest);
     for share in &shares {
-        mounts.push(folder(share)?);
+        mounts.push(bind_share(share)?);
     }
     let log = guest.directory.join("log");
     mounts.push(bind(&log, config::LOG, false));
@@ -124,15 +124,15 @@ fn capabilities(shares: &[config::Share<'_>]) -> Vec<String> {
     names.into_iter().map(str::to_owned).collect()
 }
 
-/// A folder of the host for the guest.
-fn folder(share: &config::Share<'_>) -> Result<GuestMount, EngineError> {
-    if share.source.is_dir() {
+/// A folder or file of the host for the guest.
+fn bind_share(share: &config::Share<'_>) -> Result<GuestMount, EngineError> {
+    if share.source.is_dir() || share.source.is_file() {
         return Ok(bind(share.source, &share.inside(), share.read_only));
     }
     Err(EngineError::Refused {
         message: format!(
-            "{} is no folder: a virtual machine mounts folders only; mount the folder it is in, or \
-             copy it with berth cp",
+            "{} is neither a folder nor a file: a virtual machine has a kernel of its own, to which \
+             it would mean nothing",
             share.source.display()
         ),
     })

@@ -114,7 +114,7 @@ impl InstanceSpec {
         report.require(
             self.mounts.iter().filter(is_folder).count() <= MAX_FOLDERS,
             "mounts",
-            "at most 16 folders and volumes in a virtual machine",
+            "at most 16 folders, files and volumes in a virtual machine",
         );
     }
 }

@@ -11,7 +11,9 @@ use std::{
 };
 
 use agent::config::{Config, Mount, Source};
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount_move, unmount};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount_bind, mount_move, unmount,
+};
 
 use super::{
     BootError, at,
@@ -53,15 +55,40 @@ pub fn mount(config: &Config, sysroot: &Path) -> Result<(), BootError> {
 pub fn mount_further(mounts: &[Mount]) -> Result<(), BootError> {
     for further in mounts {
         let target = Path::new("/").join(&further.target);
-        fs::create_dir_all(&target).map_err(at("make", &target))?;
         let mut flags = flags(further.read_only);
         if matches!(further.source, Source::Share { .. }) {
             // As for a folder in a container.
             flags |= MountFlags::NOSUID | MountFlags::NODEV;
         }
-        mount_source(&further.source, &target, flags)?;
+        match &further.file {
+            Some(file) => mount_file(&further.source, file, &target, flags)?,
+            None => {
+                fs::create_dir_all(&target).map_err(at("make", &target))?;
+                mount_source(&further.source, &target, flags)?;
+            }
+        }
     }
     Ok(())
+}
+
+/// Mounts one file of a file system, of which nothing else is to be seen.
+fn mount_file(
+    source: &Source,
+    file: &str,
+    target: &Path,
+    flags: MountFlags,
+) -> Result<(), BootError> {
+    let whole = Path::new(crate::RUN_DIRECTORY).join("whole");
+    fs::create_dir_all(&whole).map_err(at("make", &whole))?;
+    mount_source(source, &whole, flags)?;
+    if let Some(directory) = target.parent() {
+        fs::create_dir_all(directory).map_err(at("make", directory))?;
+    }
+    if !target.exists() {
+        fs::write(target, "").map_err(at("make", target))?;
+    }
+    mount_bind(whole.join(file), target).map_err(at("mount a file on", target))?;
+    unmount(&whole, UnmountFlags::DETACH).map_err(at("let go of", &whole))
 }
 
 /// Loads what a file system needs that not every guest has.
