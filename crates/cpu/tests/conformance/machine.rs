@@ -65,7 +65,7 @@ pub struct Recorder {
     seen: Mutex<Vec<Access>>,
     answers: Mutex<VecDeque<Vec<u8>>>,
     kickers: Mutex<Vec<Arc<dyn Kick>>>,
-    device: Mutex<Option<(u16, Reaction)>>,
+    device: Mutex<Option<(u64, Reaction)>>,
     done: Mutex<bool>,
 }
 
@@ -82,9 +82,9 @@ impl Recorder {
         *self.done.lock().unwrap()
     }
 
-    /// Puts a device at a port.
-    pub fn react(&self, port: u16, reaction: impl FnMut(&[u8]) + Send + 'static) {
-        *self.device.lock().unwrap() = Some((port, Box::new(reaction)));
+    /// Puts a device at an address.
+    pub fn react(&self, address: u64, reaction: impl FnMut(&[u8]) + Send + 'static) {
+        *self.device.lock().unwrap() = Some((address, Box::new(reaction)));
     }
 
     fn note(&self, access: Access) {
@@ -115,11 +115,6 @@ impl Bus for Recorder {
             }
             return;
         }
-        if let Some((at, reaction)) = &mut *self.device.lock().unwrap()
-            && *at == port
-        {
-            return reaction(data);
-        }
         self.note(Access::PortWrite(port, data.to_vec()));
     }
 
@@ -129,6 +124,11 @@ impl Bus for Recorder {
     }
 
     fn mmio_write(&self, address: u64, data: &[u8]) {
+        if let Some((at, reaction)) = &mut *self.device.lock().unwrap()
+            && *at == address
+        {
+            return reaction(data);
+        }
         self.note(Access::Write(address, data.to_vec()));
     }
 

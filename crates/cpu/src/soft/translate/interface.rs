@@ -1,6 +1,9 @@
 //! What translated code and Rust tell each other: a part of the core.
 
-use std::{mem::offset_of, sync::atomic::AtomicU32};
+use std::{
+    mem::offset_of,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use crate::soft::{Core, Fault, Flags, Flow, Op, memory::tlb::Tlb, op::RIP, vector::Vector};
 
@@ -171,6 +174,9 @@ impl Core {
 
 /// Runs the handler of one instruction for translated code; everything the guest can see is in the
 /// core. Returns whether translated code is to be left.
+///
+/// It is left too when the attention word is set: what serializes has a handler, and past that the
+/// guest may expect code as others have written it, also where no branch leads back or elsewhere.
 pub(super) unsafe extern "sysv64" fn call_handler(core: *mut Core, op: *const Op) -> u32 {
     // SAFETY: translated code is entered with a core that nobody else uses, and passes operations
     // that live as long as it does.
@@ -184,7 +190,10 @@ pub(super) unsafe extern "sysv64" fn call_handler(core: *mut Core, op: *const Op
     match outcome {
         Ok(Flow::Next) => {
             let mode = core.interface.mode;
-            let unchanged = !core.block_end.is_null()
+            // SAFETY: set on entry, to a word that lives as long as the run.
+            let attention = unsafe { &*core.interface.attention };
+            let unchanged = attention.load(Ordering::Relaxed) == 0
+                && !core.block_end.is_null()
                 && Mode::of(core) == mode
                 && core.interface.changes == core.tlb.changes();
             if unchanged {
