@@ -44,6 +44,12 @@ pub struct Config {
     /// Kernel parameters, such as `net.ipv4.ip_forward` = `1`.
     #[serde(default)]
     pub sysctls: Vec<(String, String)>,
+    /// Who may log in by SSH.
+    #[serde(default)]
+    pub ssh: Option<Ssh>,
+    /// Lists of further modules to load (see [`crate::MODULE_LIST_PATH`]).
+    #[serde(default)]
+    pub modules: Vec<String>,
 }
 
 impl Config {
@@ -61,6 +67,8 @@ impl Config {
             mounts: Vec::new(),
             files: Vec::new(),
             sysctls: Vec::new(),
+            ssh: None,
+            modules: Vec::new(),
         }
     }
 
@@ -223,4 +231,15 @@ pub struct File {
     pub content: String,
     /// Its permissions.
     pub mode: u32,
+}
+
+/// Who may log in by SSH.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ssh {
+    /// Whom the keys log in; without a name root, unless the guest has a cloud-init, which has an
+    /// opinion of its own.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Public keys, each a line of `authorized_keys`.
+    pub keys: Vec<String>,
 }

@@ -105,6 +105,19 @@ pub struct Interface {
     pub addresses: Vec<IpNetwork>,
     /// Default routes inside, at most one of each family.
     pub gateways: Vec<IpAddr>,
+    /// Servers for names.
+    pub nameservers: Vec<IpAddr>,
+}
+
+/// What the guest of a virtual machine is given at its first boot.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Customization {
+    /// User data for cloud-init.
+    pub user_data: Option<String>,
+    /// Public keys that log in by SSH, each a line.
+    pub ssh_keys: Vec<String>,
+    /// Whom the keys log in.
+    pub ssh_user: Option<String>,
 }
 
 /// What makes a guest a virtual machine.
@@ -126,6 +139,8 @@ pub struct GuestMachine {
     pub disk: PathBuf,
     /// Its network interface, when it has one.
     pub interface: Option<Interface>,
+    /// What its guest is given by a seed disk; `None` attaches none.
+    pub seed: Option<Customization>,
 }
 
 /// A guest.

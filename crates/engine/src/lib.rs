@@ -28,8 +28,8 @@ use tokio::sync::{broadcast, mpsc};
 
 pub use error::EngineError;
 pub use guest::{
-    Guest, GuestDevice, GuestMachine, GuestMount, GuestNetwork, GuestProcess, Interface, MountKind,
-    Root,
+    Customization, Guest, GuestDevice, GuestMachine, GuestMount, GuestNetwork, GuestProcess,
+    Interface, MountKind, Root,
 };
 pub use log::{LogLine, LogRequest, LogStream};
 pub use session::{Input, Output, Session, SessionEnd};

@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 
-use engine::{GuestMachine, Interface};
+use engine::{Customization, GuestMachine, Interface};
 use image::{
     Job,
     vm::{Kernel, KernelRecipe, copy_disk},
@@ -47,6 +47,11 @@ impl Node {
             append: asked.append.clone().unwrap_or_default(),
             disk: directory::disk(&parts.paths.instance(record.id)),
             interface: self.interface(record).await?,
+            seed: asked.is_customized().then(|| Customization {
+                user_data: asked.user_data.clone(),
+                ssh_keys: asked.ssh_keys.clone(),
+                ssh_user: asked.ssh_user.clone(),
+            }),
         }))
     }
 
@@ -102,6 +107,7 @@ impl Node {
             mac: lease.mac,
             mtu: network.spec.mtu,
             addresses: with_prefixes(&network, &lease.addresses),
+            nameservers: gateways(&network),
             gateways: match network.spec.outside {
                 model::network::Outside::Isolated => Vec::new(),
                 model::network::Outside::Nat => gateways(&network),

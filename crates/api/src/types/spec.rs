@@ -45,6 +45,15 @@ pub struct Machine {
     /// Added to the kernel's command line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub append: Option<String>,
+    /// What cloud-init in the guest is told to do: the content of a user-data file, at most 64 KiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_data: Option<String>,
+    /// Public keys that log in by SSH, each a line as in a `.pub` file.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ssh_keys: Vec<String>,
+    /// Whom the keys log in; without a name the user of the guest's cloud-init, else root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssh_user: Option<String>,
 }
 
 /// Limits on block I/O.

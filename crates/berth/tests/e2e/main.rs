@@ -7,6 +7,7 @@
 
 mod common;
 mod crash;
+mod customize;
 mod images;
 mod lifecycle;
 mod limits;

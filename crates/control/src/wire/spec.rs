@@ -84,6 +84,9 @@ fn machine(wire: &api::Machine) -> MachineSpec {
         kernel: wire.kernel.clone(),
         initrd: wire.initrd.clone(),
         append: wire.append.clone(),
+        user_data: wire.user_data.clone(),
+        ssh_keys: wire.ssh_keys.clone(),
+        ssh_user: wire.ssh_user.clone(),
     }
 }
 
@@ -97,6 +100,9 @@ fn wire_machine(machine: &MachineSpec) -> api::Machine {
         kernel: machine.kernel.clone(),
         initrd: machine.initrd.clone(),
         append: machine.append.clone(),
+        user_data: machine.user_data.clone(),
+        ssh_keys: machine.ssh_keys.clone(),
+        ssh_user: machine.ssh_user.clone(),
     }
 }
 
@@ -500,6 +506,20 @@ mod tests {
         let spec = from_wire(&wire).unwrap();
         assert_eq!(to_wire(&spec), wire);
         assert_eq!(from_wire(&to_wire(&spec)).unwrap(), spec);
+    }
+
+    #[test]
+    fn a_machine_survives_both_ways() {
+        let wire: api::InstanceSpec = serde_json::from_value(serde_json::json!({
+            "image": "debian", "machine": {
+                "accel": "soft", "kernel": "/k", "initrd": "/i", "append": "quiet",
+                "user_data": "#cloud-config\n", "ssh_user": "me",
+                "ssh_keys": [format!("ssh-ed25519 AAAA{}", "a".repeat(60))],
+            }
+        }))
+        .unwrap();
+        let spec = from_wire(&wire).unwrap();
+        assert_eq!(to_wire(&spec).machine, wire.machine);
     }
 
     #[test]

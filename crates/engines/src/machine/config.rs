@@ -4,8 +4,9 @@
 
 use std::{fs, io, path::Path};
 
-use ::agent::config::{Config, File, Interface, Mount, Root, Source, Start};
-use engine::{Guest, GuestMachine, GuestMount, MountKind};
+use ::agent::config::{Config, File, Interface, Mount, Root, Source, Ssh, Start};
+use engine::{Customization, Guest, GuestMachine, GuestMount, MountKind};
+use image::vm::{Seed, SeedInterface};
 use model::instance::Accel;
 use serde_json::{Value, json};
 
@@ -29,6 +30,8 @@ const SHARES: &str = "/shares";
 pub(super) const FILE: &str = "vm.json";
 /// The socket to the guest's ports, in the shared directory.
 pub(super) const SOCKET: &str = "vsock";
+/// The seed disk, in the shared directory.
+const SEED: &str = "seed.img";
 /// The archive that tells the guest what it is, in the shared directory.
 const GUEST_ARCHIVE: &str = "guest.cpio";
 
@@ -36,6 +39,8 @@ const GUEST_ARCHIVE: &str = "guest.cpio";
 const CID: u32 = 3;
 /// Serial of the root disk, by which the guest finds it.
 const DISK_SERIAL: &str = "berth-root";
+/// Serial of the seed disk.
+const SEED_SERIAL: &str = "berth-seed";
 
 /// Kernel parameters of every guest: nothing is probed that is known, nothing mitigated that a
 /// software CPU does not have, and whatever ends the kernel ends the machine.
@@ -106,6 +111,9 @@ pub(super) fn write(
         shared.join(GUEST_ARCHIVE),
         image::vm::config_archive(&told.to_json()),
     )?;
+    if let Some(seed) = &machine.seed {
+        fs::write(shared.join(SEED), self::seed(guest, machine, seed).disk()?)?;
+    }
     let text = serde_json::to_vec_pretty(&description(guest, machine, accel))?;
     fs::write(shared.join(FILE), text)
 }
@@ -129,6 +137,10 @@ fn description(guest: &Guest, machine: &GuestMachine, accel: Accel) -> Value {
         .iter()
         .map(|interface| json!({ "interface": "eth0", "mac": interface.mac, "mtu": interface.mtu }))
         .collect();
+    let mut disks = vec![json!({ "id": DISK_SERIAL, "path": DISK })];
+    if machine.seed.is_some() {
+        disks.push(json!({ "id": SEED_SERIAL, "path": inside(SEED), "read_only": true }));
+    }
     // A system's output is its console; a program's output is its own, and the kernel's apart.
     let (stdio, console) = if guest.system {
         (json!("console"), json!({ "socket": inside("console") }))
@@ -152,7 +164,7 @@ fn description(guest: &Guest, machine: &GuestMachine, accel: Accel) -> Value {
         "kernel": KERNEL,
         "initrd": [INITRD, inside(GUEST_ARCHIVE)],
         "command_line": line.trim(),
-        "disks": [{ "id": DISK_SERIAL, "path": DISK }],
+        "disks": disks,
         "nets": nets,
         "shares": shares,
         "vsock": { "cid": CID, "socket": inside(SOCKET) },
@@ -186,8 +198,36 @@ fn told(guest: &Guest, machine: &GuestMachine) -> Config {
         mounts: mounts(guest),
         files: own_files(guest),
         sysctls: guest.sysctls.clone().into_iter().collect(),
+        ssh: machine.seed.as_ref().and_then(ssh),
+        // What cloud-init mounts the seed with.
+        modules: machine.seed.iter().map(|_| "vfat".to_owned()).collect(),
         ..Config::new(&guest.hostname, root, start)
     }
+}
+
+/// What cloud-init in the guest is told.
+fn seed(guest: &Guest, machine: &GuestMachine, given: &Customization) -> Seed {
+    Seed {
+        instance_id: guest.id.to_string(),
+        hostname: guest.hostname.clone(),
+        user_data: given.user_data.clone(),
+        ssh_keys: given.ssh_keys.clone(),
+        interface: machine.interface.as_ref().map(|it| SeedInterface {
+            mac: it.mac,
+            addresses: it.addresses.iter().map(ToString::to_string).collect(),
+            gateways: it.gateways.clone(),
+            nameservers: it.nameservers.clone(),
+            mtu: it.mtu,
+        }),
+    }
+}
+
+/// The keys the agent lets in, where no cloud-init does.
+fn ssh(given: &Customization) -> Option<Ssh> {
+    (!given.ssh_keys.is_empty()).then(|| Ssh {
+        user: given.ssh_user.clone(),
+        keys: given.ssh_keys.clone(),
+    })
 }
 
 fn interface(interface: &engine::Interface) -> Interface {
@@ -266,7 +306,9 @@ mod tests {
                 mtu: None,
                 addresses: vec!["10.77.0.2/20".parse().unwrap()],
                 gateways: vec!["10.77.0.1".parse().unwrap()],
+                nameservers: vec!["10.77.0.1".parse().unwrap()],
             }),
+            seed: None,
         };
         let guest = Guest {
             id: "01a1f98c-ac8a-7458-8b1d-875239f62899"
@@ -355,6 +397,35 @@ mod tests {
         assert_eq!(read[0].tag, "mount1");
         assert_eq!(read[0].path, Path::new("/shares/mount1"));
         assert!(read[0].read_only);
+    }
+
+    #[test]
+    fn a_seed_is_a_second_disk_that_is_only_read_and_its_keys_go_to_the_agent() {
+        let (guest, machine) = guest(true);
+        let key = "ssh-ed25519 AAAA me".to_owned();
+        let machine = GuestMachine {
+            seed: Some(Customization {
+                user_data: Some("#cloud-config\n".to_owned()),
+                ssh_keys: vec![key.clone()],
+                ssh_user: Some("me".to_owned()),
+            }),
+            ..machine
+        };
+        let shared = tempfile::tempdir().unwrap();
+        write(&guest, &machine, Accel::Soft, shared.path()).unwrap();
+        let text = fs::read(shared.path().join(FILE)).unwrap();
+        let read = vmm::VmConfig::parse(&text).unwrap();
+        let [root, seed] = &read.disks[..] else {
+            panic!("{:?}", read.disks);
+        };
+        assert!(!root.read_only && seed.read_only);
+        assert!(shared.path().join(SEED).exists());
+        let told = told(&guest, &machine);
+        let ssh = told.ssh.unwrap();
+        assert_eq!((ssh.user.as_deref(), ssh.keys), (Some("me"), vec![key]));
+        let seed = super::seed(&guest, &machine, machine.seed.as_ref().unwrap());
+        assert_eq!(seed.instance_id, guest.id.to_string());
+        assert_eq!(seed.interface.unwrap().addresses, ["10.77.0.2/20"]);
     }
 
     #[test]

@@ -34,7 +34,7 @@ use crate::{
 /// The package that always names Debian's newest kernel for virtual machines.
 const DEFAULT_PACKAGE: &str = "linux-image-cloud-amd64";
 /// Raise when what goes into the directory changes.
-const REVISION: u32 = 3;
+const REVISION: u32 = 4;
 const MAX_AGENT: u64 = 64 << 20;
 const MAX_KERNEL: u64 = 256 << 20;
 /// The largest kernel once decompressed.
@@ -55,7 +55,12 @@ const MODULES: &[&str] = &[
 ];
 
 /// Loaded where the guest's configuration asks for it: the list's name, and its modules.
-const ON_DEMAND: &[(&str, &[&str])] = &[("overlay", &["overlay"]), ("virtiofs", &["virtiofs"])];
+const ON_DEMAND: &[(&str, &[&str])] = &[
+    ("overlay", &["overlay"]),
+    ("virtiofs", &["virtiofs"]),
+    // With what its names and labels are written in unless told otherwise.
+    ("vfat", &["vfat", "nls_cp437", "nls_ascii"]),
+];
 
 /// Which kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -43,6 +43,15 @@ pub struct MachineSpec {
     pub initrd: Option<String>,
     /// Added to the kernel's command line.
     pub append: Option<String>,
+    /// What cloud-init in the guest is told to do: the content of a user-data file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_data: Option<String>,
+    /// Public keys that log in by SSH, each a line as in a `.pub` file.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ssh_keys: Vec<String>,
+    /// Whom the keys log in; who that is without a name, the guest's cloud-init says, else root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssh_user: Option<String>,
 }
 
 impl InstanceSpec {
@@ -89,6 +98,7 @@ impl InstanceSpec {
         let append = machine.append.as_deref().unwrap_or_default();
         let good = append.len() <= MAX_APPEND_BYTES && !append.contains(['\0', '\n']);
         report.require(good, "machine.append", "one line of at most 2048 bytes");
+        machine.validate_customization(report);
         self.refuse_what_needs_the_hosts_kernel(report);
     }
 

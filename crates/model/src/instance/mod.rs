@@ -1,6 +1,7 @@
 //! An instance: what is asked for ([`InstanceSpec`]), what is seen ([`status`]), and how it may
 //! change ([`lifecycle`]).
 
+pub mod customize;
 pub mod lifecycle;
 pub mod machine;
 pub mod spec;

@@ -1,6 +1,10 @@
 //! The flags of `run` and `launch` that say what an instance is, and the spec made of them.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    io::Read,
+    path::{Path, PathBuf},
+};
 
 use api::{Accel, Device, HealthCheck, InstanceSpec, Io, Kind, Machine, Mount, Ulimit};
 use clap::{Args, ValueEnum, ValueHint};
@@ -148,6 +152,15 @@ pub struct MachineArgs {
     /// Add to the kernel's command line
     #[arg(long, value_name = "TEXT", requires = "vm", allow_hyphen_values = true)]
     append: Option<String>,
+    /// Give cloud-init inside this user data, on a seed disk
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "vm")]
+    cloud_init: Option<PathBuf>,
+    /// Let the public keys of this file log in by SSH (repeatable)
+    #[arg(long = "ssh-key", value_name = "FILE", value_hint = ValueHint::FilePath, requires = "vm")]
+    ssh_keys: Vec<PathBuf>,
+    /// Whom the keys log in: when not given, whom cloud-init says, else root
+    #[arg(long, value_name = "NAME", requires = "ssh_keys")]
+    ssh_user: Option<String>,
 }
 
 impl MachineArgs {
@@ -169,8 +182,49 @@ impl MachineArgs {
             kernel: absolute(self.kernel)?,
             initrd: absolute(self.initrd)?,
             append: self.append,
+            user_data: self.cloud_init.as_deref().map(read_text).transpose()?,
+            ssh_keys: keys(&self.ssh_keys)?,
+            ssh_user: self.ssh_user,
         }))
     }
+}
+
+/// Most bytes of a file that becomes part of a spec; the daemon says what it takes of them.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// A file of the caller's, sent as a part of the spec.
+fn read_text(path: &Path) -> Outcome<String> {
+    let read = || {
+        let mut text = String::new();
+        let file = std::fs::File::open(path)?;
+        file.take(MAX_FILE_BYTES).read_to_string(&mut text)?;
+        Ok::<_, std::io::Error>(text)
+    };
+    read().map_err(|why| Failure::usage(format!("{} cannot be read: {why}", path.display())))
+}
+
+/// The keys of `.pub` and `authorized_keys` files: their lines but empty ones and comments.
+fn keys(files: &[PathBuf]) -> Outcome<Vec<String>> {
+    let mut keys = Vec::new();
+    for file in files {
+        let text = read_text(file)?;
+        // It never leaves this host.
+        if text.contains("PRIVATE KEY") {
+            let what = format!("{} is a private key, which stays with you", file.display());
+            return Err(Failure::usage(what).advise("give the .pub file beside it"));
+        }
+        let lines = text.lines().map(str::trim);
+        let mut found = lines
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+            .map(str::to_owned)
+            .peekable();
+        if found.peek().is_none() {
+            let what = format!("{} has no SSH key", file.display());
+            return Err(Failure::usage(what).advise("give a .pub file, as ssh-keygen writes it"));
+        }
+        keys.extend(found);
+    }
+    Ok(keys)
 }
 
 /// How its health is checked.
@@ -412,6 +466,43 @@ mod tests {
     fn nothing_but_the_image_is_asked_for_by_default() {
         let bare = serde_json::json!({"kind": "application", "image": "debian"});
         assert_eq!(spec(&["debian"]), bare);
+    }
+
+    #[test]
+    fn files_for_the_guest_are_sent_as_what_is_in_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let data = file("user-data", "#cloud-config\n");
+        let one = file("one.pub", "ssh-ed25519 A me\n");
+        let more = file("more", "# mine\n\nssh-rsa B\n ssh-rsa C\n");
+        let made = spec(&[
+            "--vm",
+            "--cloud-init",
+            &data,
+            "--ssh-key",
+            &one,
+            "--ssh-key",
+            &more,
+            "--ssh-user",
+            "me",
+            "debian",
+        ]);
+        let wanted = serde_json::json!({
+            "accel": "auto", "user_data": "#cloud-config\n", "ssh_user": "me",
+            "ssh_keys": ["ssh-ed25519 A me", "ssh-rsa B", "ssh-rsa C"],
+        });
+        assert_eq!(made["machine"], wanted);
+        let empty = PathBuf::from(file("empty", "# nothing\n"));
+        let error = keys(std::slice::from_ref(&empty)).unwrap_err();
+        assert!(error.to_string().contains("empty"), "{error}");
+        assert!(keys(&[empty.join("absent")]).is_err());
+        let private = file("private", "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n");
+        let error = keys(&[private.into()]).unwrap_err();
+        assert!(error.to_string().contains("private key"), "{error}");
     }
 
     #[test]

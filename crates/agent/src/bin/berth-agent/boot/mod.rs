@@ -11,6 +11,7 @@ mod kernel;
 mod netlink;
 mod network;
 mod root;
+mod ssh;
 
 use std::{
     io,
@@ -130,6 +131,9 @@ fn bring_up() -> Result<(), BootError> {
     root::mount_further(&config.mounts)?;
     network::bring_up(&config.interfaces)?;
     files::write(&config)?;
+    if let Some(ssh) = &config.ssh {
+        ssh::authorize(ssh, Path::new("/"));
+    }
     for (key, value) in &config.sysctls {
         kernel::set_parameter(key, value)?;
     }

@@ -48,6 +48,9 @@ pub fn mount(config: &Config, sysroot: &Path) -> Result<(), BootError> {
         // Their modules are out of reach once the root is entered.
         load_modules_of(&further.source)?;
     }
+    for list in &config.modules {
+        load_modules_for(list)?;
+    }
     Ok(())
 }
 
