@@ -1,5 +1,5 @@
-//! Whatever crate `image` parses of outside bytes: references, manifests, challenges of registries, kernel modules, and
-//! layers, which are unpacked into a directory of their own.
+//! Whatever crate `image` parses of outside bytes: references, manifests, challenges of registries, kernel modules,
+//! disks and their boot loaders, and layers, which are unpacked into a directory of their own.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
@@ -7,6 +7,9 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     image::fuzzing::manifest(data);
     image::fuzzing::auth_challenge(data);
     image::fuzzing::module(data);
+    image::fuzzing::qcow2(data);
+    image::fuzzing::partitions(data);
+    image::fuzzing::boot_loader(data);
     let scratch = tempfile::tempdir().expect("a directory to unpack into");
     image::fuzzing::tar_unpack(data, scratch.path());
 });

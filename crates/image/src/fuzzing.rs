@@ -63,3 +63,18 @@ pub fn tar_unpack(data: &[u8], scratch: &std::path::Path) {
 pub fn module(data: &[u8]) {
     crate::vm::fuzz_module_info(data);
 }
+
+/// A qcow2 image is read or refused, within bounds.
+pub fn qcow2(data: &[u8]) {
+    crate::vm::machine::qcow2::fuzz(data);
+}
+
+/// A partition table is read or refused; what it names lies on the disk.
+pub fn partitions(data: &[u8]) {
+    crate::vm::machine::partition::fuzz(data);
+}
+
+/// A boot loader's configuration is read or refused.
+pub fn boot_loader(data: &[u8]) {
+    crate::vm::machine::boot::fuzz(data);
+}

@@ -5,7 +5,7 @@
 
 use std::io::{self, Write};
 
-use super::{BLOCK, Entry, Kind, header::flag};
+use super::{BLOCK, Entry, Kind, Segment, header::flag};
 
 /// Largest number of an 8-byte octal field.
 const OCTAL_7: u64 = 0o7_777_777;
@@ -30,7 +30,8 @@ impl<W: Write> Writer<W> {
         }
     }
 
-    /// Begins an entry. For a file exactly `entry.size` bytes of [`Writer::data`] must follow.
+    /// Begins an entry. For a file exactly `entry.size` bytes of [`Writer::data`] must follow; for one
+    /// with holes, the bytes of its segments.
     ///
     /// # Errors
     /// When `output` fails, or data and size do not agree.
@@ -52,13 +53,12 @@ impl<W: Write> Writer<W> {
             self.output.write_all(&records)?;
             self.pad(padding(records.len() as u64))?;
         }
-        let size = if entry.kind == Kind::File {
-            entry.size
-        } else {
-            0
-        };
+        let map = sparse_map(entry);
+        let stored = stored_bytes(entry);
+        let size = stored - map.len() as u64;
         self.output
-            .write_all(&block(entry, type_flag(entry.kind), size))?;
+            .write_all(&block(entry, type_flag(entry.kind), stored))?;
+        self.output.write_all(&map)?;
         (self.remaining, self.padding) = (size, padding(size));
         Ok(())
     }
@@ -133,6 +133,33 @@ fn type_flag(kind: Kind) -> u8 {
     }
 }
 
+/// The bytes that follow the header.
+fn stored_bytes(entry: &Entry) -> u64 {
+    match (&entry.sparse, entry.kind) {
+        (Some(segments), Kind::File) => {
+            let data: u64 = segments.iter().map(|it| it.length).sum();
+            data + sparse_map(entry).len() as u64
+        }
+        (None, Kind::File) => entry.size,
+        _ => 0,
+    }
+}
+
+/// The map before the data of a file with holes, in GNU's pax format 1.0 (GNU tar's manual,
+/// "Storing Sparse Files"): decimal numbers, padded to a whole block. Nothing for other entries.
+fn sparse_map(entry: &Entry) -> Vec<u8> {
+    let Some(segments) = entry.sparse.as_ref().filter(|_| entry.kind == Kind::File) else {
+        return Vec::new();
+    };
+    let mut map = format!("{}\n", segments.len());
+    for Segment { offset, length } in segments {
+        map.push_str(&format!("{offset}\n{length}\n"));
+    }
+    let mut map = map.into_bytes();
+    map.resize(map.len().next_multiple_of(BLOCK), 0);
+    map
+}
+
 /// What does not fit into the header.
 fn pax_records(entry: &Entry) -> Vec<u8> {
     let mut records = Vec::new();
@@ -149,15 +176,17 @@ fn pax_records(entry: &Entry) -> Vec<u8> {
     };
     number(b"uid", entry.uid.into(), OCTAL_7);
     number(b"gid", entry.gid.into(), OCTAL_7);
-    number(
-        b"size",
-        if entry.kind == Kind::File {
-            entry.size
-        } else {
-            0
-        },
-        OCTAL_11,
-    );
+    number(b"size", stored_bytes(entry), OCTAL_11);
+    if entry.sparse.is_some() && entry.kind == Kind::File {
+        record(&mut records, b"GNU.sparse.major", b"1");
+        record(&mut records, b"GNU.sparse.minor", b"0");
+        record(&mut records, b"GNU.sparse.name", &entry.path);
+        record(
+            &mut records,
+            b"GNU.sparse.realsize",
+            entry.size.to_string().as_bytes(),
+        );
+    }
     let (seconds, nanos) = entry.mtime;
     if nanos != 0 || u64::try_from(seconds).map_or(true, |seconds| seconds > OCTAL_11) {
         record(&mut records, b"mtime", timestamp(seconds, nanos).as_bytes());

@@ -1,7 +1,8 @@
-//! Import: OCI layouts, `docker save` archives, root file systems.
+//! Import: OCI layouts, `docker save` archives, root file systems, disks.
 
 use std::{
     collections::BTreeSet,
+    fs::File,
     io::{BufReader, Read},
     path::Path,
 };
@@ -15,7 +16,8 @@ use crate::{
     error::StoreError,
     job::{Cancelled, Event, Job, LayerState, Phase},
     layer::{
-        Compression, Expected, LayerError, ingest_blob, ingest_tar, open_compressed, read_source,
+        Compression, Expected, Ingested, LayerError, ingest_blob, ingest_tar, open_compressed,
+        piped, read_source,
     },
     manifest::{
         Descriptor, Document, History, ImageConfig, Index, Manifest, ManifestError, RunConfig,
@@ -23,6 +25,7 @@ use crate::{
     platform::Platform,
     reference::Reference,
     store::{Lease, Store},
+    vm::{DiskError, MachineImageError, machine},
 };
 
 /// Indexes within indexes that are followed.
@@ -64,6 +67,12 @@ pub enum ImportError {
     /// A document in the archive is not acceptable.
     #[error("the image in the archive was refused")]
     Manifest(#[from] ManifestError),
+    /// A disk that cannot be made an image.
+    #[error(transparent)]
+    Machine(#[from] MachineImageError),
+    /// Its kernel cannot be taken out of a disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// A layer could not be unpacked.
     #[error(transparent)]
     Layer(#[from] LayerError),
@@ -137,6 +146,45 @@ impl Store {
             .map_err(|source| ImportError::Read { source })?;
         let layer = ingest_tar(self, &lease, tar, job)?;
         job.emit(Event::Phase(Phase::Recording));
+        self.assemble_local(&lease, &layer, options)
+    }
+
+    /// Imports a disk with a kernel of its own, raw or qcow2, as a machine image. Blocks.
+    ///
+    /// # Errors
+    /// [`ImportError::NoImage`] when the file looks like no disk; others of [`ImportError`].
+    pub fn import_disk(
+        &self,
+        file: &File,
+        options: &ImportOptions,
+        job: &Job,
+    ) -> Result<Digest, ImportError> {
+        if !machine::is_disk(file) {
+            return Err(ImportError::NoImage("it is no disk".into()));
+        }
+        let lease = self.lease()?;
+        job.emit(Event::Phase(Phase::Transferring));
+        let (raw, bytes, _) = machine::raw(file, &lease.fresh_path("raw"), self.limits(), job)?;
+        // Said before anything is kept.
+        machine::check(&raw, bytes)?;
+        let layer = piped(
+            |output| machine::write_layer(&raw, bytes, output),
+            |input| ingest_tar(self, &lease, input, job),
+        )?;
+        job.emit(Event::Phase(Phase::Recording));
+        let image = self.assemble_local(&lease, &layer, options)?;
+        // Its kernel, so that the first machine need not wait for it.
+        self.root_disk(&image, job)?;
+        Ok(image)
+    }
+
+    /// An image of one layer that was made on this host.
+    fn assemble_local(
+        &self,
+        lease: &Lease,
+        layer: &Ingested,
+        options: &ImportOptions,
+    ) -> Result<Digest, ImportError> {
         let platform = options.platform.clone().unwrap_or_else(Platform::host);
         let created = Some(rfc3339(0));
         let config = ImageConfig {
@@ -153,10 +201,11 @@ impl Store {
             ..ImageConfig::default()
         };
         lease.pin(&[layer.blob, layer.diff_id], |_| Ok(()))?;
+        let parts = [Part::new(layer)];
         Ok(assemble(
             self,
-            &lease,
-            &[Part::new(&layer)],
+            lease,
+            &parts,
             config,
             options.name.as_slice(),
         )?)

@@ -21,6 +21,7 @@ use std::{
 use rustix::fs::SeekFrom;
 use serde::{Deserialize, Serialize};
 
+use super::machine::{self, BootRecord, MachineImageError, OwnBoot};
 use crate::{
     digest::Digest,
     error::{StoreError, at},
@@ -32,6 +33,9 @@ use crate::{
 
 /// Raise when disks are made differently, so that older ones are made again.
 const REVISION: u32 = 1;
+/// The disk made of an image's files, and the one converted from an image's own.
+const MADE: &str = "root.ext4";
+const CONVERTED: &str = "root.img";
 const BLOCK: u64 = 4096;
 const MIB: u64 = 1 << 20;
 /// The smallest disk: below, ext4 leaves out what it needs to grow well.
@@ -42,10 +46,13 @@ const JOURNAL_MIB: u64 = 32;
 /// The root disk of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RootDisk {
-    /// A raw disk holding an ext4 file system without a partition table. Not to be changed.
+    /// A raw disk. Not to be changed. One made from an image's files is an ext4 file system without a
+    /// partition table.
     pub path: PathBuf,
     /// Its length in bytes: the least that a copy may have.
     pub bytes: u64,
+    /// What it boots by itself; `None` for one made from an image's files, which has no kernel.
+    pub boot: Option<OwnBoot>,
 }
 
 /// Making a root disk failed; the store is as before.
@@ -72,6 +79,9 @@ pub enum DiskError {
         /// The least.
         least: u64,
     },
+    /// The image is a disk that cannot be used.
+    #[error(transparent)]
+    Machine(#[from] MachineImageError),
     /// The layers could not be read as one tree.
     #[error("the image's layers cannot be put together")]
     Layers(#[from] LayerError),
@@ -89,6 +99,8 @@ struct Record {
     version: u32,
     revision: u32,
     bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    boot: Option<BootRecord>,
 }
 
 /// What a tree holds.
@@ -107,24 +119,17 @@ impl Store {
         let lease = self.lease()?;
         let layers = lease.pin(&[*image], |store| store.layers(image))?;
         let dir = self.root().join("disks/sha256").join(image.hex());
-        if let Some(disk) = existing(&dir)? {
+        if let Some(disk) = existing(&dir, &layers)? {
             return Ok(disk);
         }
         job.emit(Event::Phase(Phase::Building));
         let work = lease.fresh_path("disk");
         fs::create_dir(&work).map_err(at("create", &work))?;
-        let tree = self.tree(&layers, &lease, job)?;
-        let disk = work.join("root.ext4");
-        let bytes = make(&tree, &disk, image, Purpose::Root)?;
-        job.check()?;
-        let flush = File::open(&disk).and_then(|file| file.sync_all());
-        flush.map_err(at("flush", &disk))?;
-        let (version, revision) = (FORMAT, REVISION);
-        let record = Record {
-            version,
-            revision,
-            bytes,
+        let record = match machine::disk_in(&layers) {
+            Some(disk) => self.extract(&disk, &work, job)?,
+            None => self.make(image, &layers, &work, &lease, job)?,
         };
+        job.check()?;
         write_json(&work.join("disk.json"), &record)?;
         // One of an older revision goes with the lease.
         if dir.exists() {
@@ -136,8 +141,64 @@ impl Store {
             Err(_) if dir.join("disk.json").exists() => {}
             result => result.map_err(at("create", &dir))?,
         }
-        let path = dir.join("root.ext4");
-        Ok(RootDisk { path, bytes })
+        Ok(found(record, &dir, &layers))
+    }
+
+    /// What the disk of an image boots by itself, if the image is a disk and its root disk was made.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the image is not here, or what is recorded cannot be read.
+    pub fn own_boot(&self, image: &Digest) -> Result<Option<OwnBoot>, StoreError> {
+        let dir = self.root().join("disks/sha256").join(image.hex());
+        let layers = self.layers(image)?;
+        Ok(existing(&dir, &layers)?.and_then(|disk| disk.boot))
+    }
+
+    /// Whether an image is a machine's disk, and so no root file system.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the image is not here.
+    pub fn is_machine_image(&self, image: &Digest) -> Result<bool, StoreError> {
+        Ok(machine::disk_in(&self.layers(image)?).is_some())
+    }
+
+    /// Takes out of an image's disk what it boots.
+    fn extract(&self, disk: &Path, work: &Path, job: &Job) -> Result<Record, DiskError> {
+        let file = File::open(disk).map_err(at("open", disk))?;
+        let (raw, bytes, converted) =
+            machine::raw(&file, &work.join(CONVERTED), self.limits(), job)?;
+        if converted {
+            raw.sync_all().map_err(at("flush", work))?;
+        }
+        let boot = machine::extract(&raw, bytes, work)?;
+        Ok(Record {
+            version: FORMAT,
+            revision: REVISION,
+            bytes,
+            boot: Some(boot),
+        })
+    }
+
+    /// Makes a disk of an image's files.
+    fn make(
+        &self,
+        image: &Digest,
+        layers: &[PathBuf],
+        work: &Path,
+        lease: &Lease,
+        job: &Job,
+    ) -> Result<Record, DiskError> {
+        let tree = self.tree(layers, lease, job)?;
+        let disk = work.join(MADE);
+        let bytes = make(&tree, &disk, image, Purpose::Root)?;
+        let flush = File::open(&disk).and_then(|file| file.sync_all());
+        flush.map_err(at("flush", &disk))?;
+        Ok(Record {
+            version: FORMAT,
+            revision: REVISION,
+            bytes,
+            boot: None,
+        })
     }
 
     /// The image's files as one directory: its only layer, or a copy of what its layers show together.
@@ -157,13 +218,25 @@ impl Store {
     }
 }
 
-fn existing(dir: &Path) -> Result<Option<RootDisk>, StoreError> {
+fn existing(dir: &Path, layers: &[PathBuf]) -> Result<Option<RootDisk>, StoreError> {
     let record = read_json::<Record>(&dir.join("disk.json"))?;
     let record = record.filter(|record| record.revision == REVISION);
-    Ok(record.map(|record| RootDisk {
-        path: dir.join("root.ext4"),
+    Ok(record.map(|record| found(record, dir, layers)))
+}
+
+/// The disk of a record. One that was imported raw stays in its layer.
+fn found(record: Record, dir: &Path, layers: &[PathBuf]) -> RootDisk {
+    let converted = dir.join(CONVERTED);
+    let path = match &record.boot {
+        None => dir.join(MADE),
+        Some(_) if converted.exists() => converted,
+        Some(_) => machine::disk_in(layers).unwrap_or(converted),
+    };
+    RootDisk {
+        path,
         bytes: record.bytes,
-    }))
+        boot: record.boot.map(|boot| boot.own_boot(dir)),
+    }
 }
 
 /// What a disk is for.
@@ -259,7 +332,7 @@ fn measure(dir: &Path, size: &mut Size) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a guest's own copy of a root disk, `bytes` long. Shares blocks where the file system can,
+/// Makes a guest's own copy of a root disk, `bytes` long; where it has partitions, its root's grows. Shares blocks where the file system can,
 /// else copies what is not a hole. Durable when it returns; `target` must not exist. Blocks.
 ///
 /// # Errors
@@ -269,7 +342,7 @@ pub fn copy_disk(base: &RootDisk, target: &Path, bytes: u64) -> Result<(), DiskE
         let (wanted, least) = (bytes, base.bytes);
         return Err(DiskError::TooSmall { wanted, least });
     }
-    let copied = copy(&base.path, target, bytes);
+    let copied = copy(base, target, bytes);
     if copied.is_err() {
         // The first error is the one to tell.
         let _ = fs::remove_file(target);
@@ -277,13 +350,20 @@ pub fn copy_disk(base: &RootDisk, target: &Path, bytes: u64) -> Result<(), DiskE
     Ok(copied.map_err(at("write", target))?)
 }
 
-fn copy(base: &Path, target: &Path, bytes: u64) -> io::Result<()> {
-    let from = File::open(base)?;
-    let to = File::create_new(target)?;
+fn copy(base: &RootDisk, target: &Path, bytes: u64) -> io::Result<()> {
+    let from = File::open(&base.path)?;
+    let to = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(target)?;
     if rustix::fs::ioctl_ficlone(&to, &from).is_err() {
         copy_data(&from, &to)?;
     }
     to.set_len(bytes)?;
+    if let Some(boot) = base.boot.as_ref().filter(|_| bytes > base.bytes) {
+        machine::grow(&to, boot, bytes)?;
+    }
     to.sync_all()
 }
 

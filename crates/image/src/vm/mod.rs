@@ -11,11 +11,15 @@
 pub(crate) mod cpio;
 mod disk;
 mod kernel;
+pub(crate) mod machine;
 mod modules;
+mod seed;
 mod vmlinux;
 
 pub use cpio::config_archive;
 pub use disk::{DiskError, RootDisk, copy_disk};
 pub use kernel::{Kernel, KernelError, KernelRecipe};
+pub use machine::{BootError, MachineImageError, OwnBoot, Qcow2Error};
 pub use modules::ModuleError;
 pub(crate) use modules::fuzz_module_info;
+pub use seed::{Seed, SeedInterface};

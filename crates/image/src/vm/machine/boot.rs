@@ -1,0 +1,529 @@
+//! What a disk boots by itself: kernel, initial file system and command line, found as its boot loader
+//! would find them.
+//!
+//! Everything is read from the disk's ext4 file systems by a reader of our own process, never by mounting:
+//! a disk comes from strangers, and a kernel's file system code trusts what it mounts. Looked for, in this
+//! order: entries of the Boot Loader Specification, extlinux.conf, grub.cfg, and then the newest
+//! `vmlinuz`. Boot loaders' scripts are not run: the first entry of a grub.cfg is what it would show first.
+
+use std::{cmp::Ordering, fs::File, io::Read, os::unix::fs::FileExt};
+
+use ext4_view::{Ext4, Ext4Error, Ext4Read};
+
+use super::partition::{Partition, partitions};
+
+/// Largest kernel.
+const MAX_KERNEL: u64 = 256 << 20;
+/// Largest initial file system.
+const MAX_INITRD: u64 = 512 << 20;
+/// Largest configuration of a boot loader that is read.
+const MAX_CONFIG: u64 = 1 << 20;
+/// Most entries of a directory that are looked at.
+const MAX_ENTRIES: usize = 4096;
+/// Most bytes of a command line: what a kernel takes, less what is added.
+const MAX_COMMAND_LINE: usize = 1536;
+/// Where boot loaders are told: in the root file system, or in one of its own for `/boot`.
+const PLACES: [&str; 2] = ["/boot", ""];
+
+/// What was found on a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    /// The kernel.
+    pub kernel: Vec<u8>,
+    /// Its initial file system.
+    pub initrd: Option<Vec<u8>>,
+    /// What it is told, `root=` included.
+    pub command_line: String,
+    /// The partition with the root file system, when it could be told; 0 for a disk without a table.
+    pub root_partition: Option<u32>,
+}
+
+/// A disk does not boot by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// No file system could be read.
+    #[error(
+        "no ext4 file system was found on the disk, so neither was a kernel; give one with --kernel \
+         and --initrd, or import its root file system as a tar"
+    )]
+    NoFileSystem,
+    /// There is no kernel where one is looked for.
+    #[error(
+        "the disk has no kernel in /boot that could be started: neither a boot loader's \
+         configuration nor a vmlinuz was found"
+    )]
+    NoKernel,
+    /// What a configuration names is not there, or is too large.
+    #[error("the disk's boot loader names {path:?}, which {problem}")]
+    File {
+        /// What it names.
+        path: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// The kernel's command line is none.
+    #[error("the disk's kernel is to be told something that is no line of plain text, or too long")]
+    CommandLine,
+    /// The disk or its file system is damaged.
+    #[error("the disk cannot be read: {0}")]
+    Damaged(String),
+}
+
+/// A part of a disk as a file system's reader sees it: nothing outside of it.
+struct Window {
+    disk: File,
+    part: Partition,
+}
+
+impl Ext4Read for Window {
+    fn read(
+        &mut self,
+        start: u64,
+        bytes: &mut [u8],
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let end = start.checked_add(bytes.len() as u64);
+        if end.is_none_or(|end| end > self.part.bytes) {
+            return Err("beyond the end of the partition".into());
+        }
+        Ok(self.disk.read_exact_at(bytes, self.part.offset + start)?)
+    }
+}
+
+/// A file system of the disk.
+struct Volume {
+    number: u32,
+    files: Ext4,
+}
+
+/// What a boot loader would start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Entry {
+    kernel: String,
+    initrd: Option<String>,
+    options: String,
+}
+
+/// Finds what the disk, `bytes` long, boots.
+pub(super) fn find(disk: &File, bytes: u64) -> Result<Found, BootError> {
+    let damaged = |error: std::io::Error| BootError::Damaged(error.to_string());
+    let mut volumes = Vec::new();
+    for part in partitions(disk, bytes).map_err(damaged)? {
+        let window = Window {
+            disk: disk.try_clone().map_err(damaged)?,
+            part,
+        };
+        // Others, and damaged ones, cannot be what it boots from.
+        if let Ok(files) = Ext4::load(Box::new(window)) {
+            let number = part.number;
+            volumes.push(Volume { number, files });
+        }
+    }
+    if volumes.is_empty() {
+        return Err(BootError::NoFileSystem);
+    }
+    let root = volumes.iter().find(|it| it.is_root());
+    for volume in &volumes {
+        for place in PLACES {
+            if let Some(entry) = volume.entry(place) {
+                return volume.take(place, &entry, root);
+            }
+        }
+    }
+    Err(BootError::NoKernel)
+}
+
+impl Volume {
+    /// Whether it looks like a system's root.
+    fn is_root(&self) -> bool {
+        let has = |path: &str| self.files.exists(path).unwrap_or(false);
+        has("/etc")
+            && (has("/sbin/init") || has("/usr/lib/systemd/systemd") || has("/usr/sbin/init"))
+    }
+
+    fn text(&self, path: &str) -> Option<String> {
+        let bytes = self.bytes(path, MAX_CONFIG).ok()?;
+        String::from_utf8(bytes).ok()
+    }
+
+    /// A whole file of at most `limit` bytes.
+    fn bytes(&self, path: &str, limit: u64) -> Result<Vec<u8>, BootError> {
+        let wrong = |problem| BootError::File {
+            path: path.to_owned(),
+            problem,
+        };
+        let mut file = self.files.open(path).map_err(|error| match error {
+            Ext4Error::NotFound => wrong("is not there"),
+            _ => wrong("cannot be read"),
+        })?;
+        if file.metadata().len() > limit {
+            return Err(wrong("is too large"));
+        }
+        let mut bytes = Vec::new();
+        let read = (&mut file).take(limit).read_to_end(&mut bytes);
+        read.map_err(|_| wrong("cannot be read"))?;
+        Ok(bytes)
+    }
+
+    /// The names in a directory.
+    fn names(&self, directory: &str) -> Vec<String> {
+        let directory = if directory.is_empty() { "/" } else { directory };
+        let Ok(entries) = self.files.read_dir(directory) else {
+            return Vec::new();
+        };
+        entries
+            .take(MAX_ENTRIES)
+            .map_while(Result::ok)
+            .filter_map(|entry| entry.file_name().as_str().ok().map(str::to_owned))
+            .collect()
+    }
+
+    /// What is started from below `place`.
+    fn entry(&self, place: &str) -> Option<Entry> {
+        let text = |path: &str| self.text(&format!("{place}{path}"));
+        let variables = ["/grub2/grubenv", "/grub/grubenv"]
+            .iter()
+            .find_map(|it| text(it));
+        let variables = variables.unwrap_or_default();
+        let specified = self.specified(place, &variables);
+        let extlinux = || {
+            let paths = ["/extlinux/extlinux.conf", "/syslinux/syslinux.cfg"];
+            paths.iter().find_map(|path| extlinux(&text(path)?))
+        };
+        let grub = || {
+            let paths = ["/grub/grub.cfg", "/grub2/grub.cfg"];
+            paths.iter().find_map(|path| grub(&text(path)?))
+        };
+        specified
+            .or_else(extlinux)
+            .or_else(grub)
+            .or_else(|| self.newest(place))
+    }
+
+    /// The newest entry of the Boot Loader Specification.
+    fn specified(&self, place: &str, variables: &str) -> Option<Entry> {
+        let directory = format!("{place}/loader/entries");
+        let mut names = self.names(&directory);
+        names.retain(|name| name.ends_with(".conf") && !name.contains("rescue"));
+        names.sort_by(|a, b| by_version(b, a));
+        names
+            .iter()
+            .find_map(|name| specification(&self.text(&format!("{directory}/{name}"))?, variables))
+    }
+
+    /// The newest kernel by its name, and the initial file system named like it.
+    fn newest(&self, place: &str) -> Option<Entry> {
+        let names = self.names(place);
+        let mut kernels: Vec<&String> = names
+            .iter()
+            .filter(|name| name.starts_with("vmlinuz") && !name.contains("rescue"))
+            .collect();
+        kernels.sort_by(|a, b| by_version(b, a));
+        let kernel = kernels.first()?;
+        let version = kernel.trim_start_matches("vmlinuz");
+        let like = [
+            format!("initrd.img{version}"),
+            format!("initramfs{version}.img"),
+            format!("initrd{version}"),
+            format!("initramfs{version}"),
+        ];
+        Some(Entry {
+            kernel: format!("/{kernel}"),
+            initrd: like
+                .iter()
+                .find(|name| names.contains(name))
+                .map(|name| format!("/{name}")),
+            options: String::new(),
+        })
+    }
+
+    /// Takes what an entry names. A boot loader's paths begin at the file system's root; where `/boot`
+    /// is no file system of its own, some are written as if it were.
+    fn take(&self, place: &str, entry: &Entry, root: Option<&Self>) -> Result<Found, BootError> {
+        let read = |path: &str, limit| {
+            let path = format!("/{}", path.trim_start_matches('/'));
+            let within = format!("{place}{path}");
+            match self.bytes(&within, limit) {
+                Err(BootError::File { .. }) if within != path => self.bytes(&path, limit),
+                result => result,
+            }
+        };
+        let kernel = read(&entry.kernel, MAX_KERNEL)?;
+        let initrd = entry.initrd.as_deref();
+        let initrd = initrd.map(|path| read(path, MAX_INITRD)).transpose()?;
+        let command_line = command_line(&entry.options, root, initrd.is_some())?;
+        Ok(Found {
+            kernel,
+            initrd,
+            command_line,
+            root_partition: root.map(|it| it.number),
+        })
+    }
+}
+
+/// What the kernel is told: what the disk says, but for the console, which is the machine's, and with
+/// the root where nothing names it.
+fn command_line(
+    options: &str,
+    root: Option<&Volume>,
+    has_initrd: bool,
+) -> Result<String, BootError> {
+    let unwanted = |word: &str| {
+        ["console=", "earlycon", "earlyprintk", "BOOT_IMAGE="].iter().any(|it| word.starts_with(it))
+            || ["quiet", "splash", "rhgb", "--"].contains(&word)
+            // A script's variable, or one that only its boot loader knows.
+            || word.contains(['$', '"', '\'', '`', ';'])
+    };
+    let words = options.split_ascii_whitespace();
+    let mut words: Vec<String> = words
+        .filter(|it| !unwanted(it))
+        .map(str::to_owned)
+        .collect();
+    if !words.iter().any(|word| word.starts_with("root=")) {
+        let root = root.ok_or(BootError::NoKernel)?;
+        words.insert(
+            0,
+            match (has_initrd, root.number) {
+                // Only what runs before the root is mounted knows file systems by their ids.
+                (true, _) => format!("root=UUID={}", root.files.uuid()),
+                (false, 0) => "root=/dev/vda".to_owned(),
+                (false, number) => format!("root=/dev/vda{number}"),
+            },
+        );
+        words.insert(1, "ro".to_owned());
+    }
+    let line = words.join(" ");
+    let plain = line.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    if !plain || line.len() > MAX_COMMAND_LINE {
+        return Err(BootError::CommandLine);
+    }
+    Ok(line)
+}
+
+/// An entry of the Boot Loader Specification (type 1). `variables`: lines of a `grubenv`.
+fn specification(text: &str, variables: &str) -> Option<Entry> {
+    let mut entry = Entry::default();
+    for line in text.lines() {
+        let (key, value) = line.trim().split_once([' ', '\t']).unwrap_or((line, ""));
+        let value = value.trim();
+        match key {
+            "linux" => entry.kernel = value.to_owned(),
+            // Words beyond the first are variables.
+            "initrd" if entry.initrd.is_none() => {
+                let first = value.split_ascii_whitespace().next();
+                entry.initrd = first.map(str::to_owned);
+            }
+            "options" => {
+                for word in value.split_ascii_whitespace() {
+                    let known = word.strip_prefix('$').and_then(|name| {
+                        let lines = variables.lines();
+                        lines
+                            .filter_map(|line| line.split_once('='))
+                            .find(|it| it.0 == name)
+                    });
+                    entry
+                        .options
+                        .push_str(known.map_or(word, |(_, value)| value));
+                    entry.options.push(' ');
+                }
+            }
+            _ => {}
+        }
+    }
+    (!entry.kernel.is_empty()).then_some(entry)
+}
+
+/// The default entry of an extlinux or syslinux configuration, else its first.
+fn extlinux(text: &str) -> Option<Entry> {
+    let mut default = None;
+    let mut entries: Vec<(String, Entry)> = Vec::new();
+    for line in text.lines() {
+        let (key, value) = line.trim().split_once([' ', '\t']).unwrap_or((line, ""));
+        let value = value.trim();
+        match key.to_ascii_lowercase().as_str() {
+            "default" => default = Some(value.to_owned()),
+            "label" if entries.len() < MAX_ENTRIES => {
+                entries.push((value.to_owned(), Entry::default()));
+            }
+            key => {
+                let Some((_, entry)) = entries.last_mut() else {
+                    continue;
+                };
+                match key {
+                    "kernel" | "linux" => entry.kernel = value.to_owned(),
+                    "initrd" => entry.initrd = value.split(',').next().map(str::to_owned),
+                    "append" => entry.options = value.to_owned(),
+                    _ => {}
+                }
+            }
+        }
+    }
+    entries.retain(|(_, entry)| !entry.kernel.is_empty());
+    let chosen = entries
+        .iter()
+        .position(|(label, _)| Some(label) == default.as_ref());
+    let (_, mut entry) = entries.into_iter().nth(chosen.unwrap_or(0))?;
+    if entry.initrd.is_none() {
+        // The older way to name it.
+        let words = entry.options.split_ascii_whitespace();
+        entry.initrd = words
+            .filter_map(|word| word.strip_prefix("initrd="))
+            .next()
+            .map(str::to_owned);
+    }
+    let words = entry.options.split_ascii_whitespace();
+    let words: Vec<&str> = words.filter(|word| !word.starts_with("initrd=")).collect();
+    entry.options = words.join(" ");
+    Some(entry)
+}
+
+/// The first kernel that a grub.cfg starts, and the initial file system it does so with.
+fn grub(text: &str) -> Option<Entry> {
+    let mut lines = text.lines().map(|line| line.split_ascii_whitespace());
+    let mut kernel = lines.by_ref().find_map(|mut words| {
+        let command = words.next()?;
+        let starts = ["linux", "linux16", "linuxefi"].contains(&command);
+        starts.then_some(words)
+    })?;
+    let path = kernel.next()?.to_owned();
+    let options: Vec<&str> = kernel.collect();
+    let initrd = lines
+        .take_while(|words| {
+            !words
+                .clone()
+                .next()
+                .is_some_and(|it| it.starts_with("linux"))
+        })
+        .find_map(|mut words| {
+            let command = words.next()?;
+            let loads = ["initrd", "initrd16", "initrdefi"].contains(&command);
+            loads.then(|| words.last()).flatten()
+        });
+    Some(Entry {
+        kernel: path,
+        initrd: initrd.map(str::to_owned),
+        options: options.join(" "),
+    })
+}
+
+/// Orders names by the numbers in them: `-6.10` after `-6.9`.
+fn by_version(a: &str, b: &str) -> Ordering {
+    let (mut a, mut b) = (a.as_bytes(), b.as_bytes());
+    loop {
+        let digits = |text: &[u8]| text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        match (digits(a), digits(b)) {
+            (0, _) | (_, 0) => match (a.split_first(), b.split_first()) {
+                (Some((x, rest_a)), Some((y, rest_b))) if x == y => (a, b) = (rest_a, rest_b),
+                (x, y) => return x.map(|it| it.0).cmp(&y.map(|it| it.0)),
+            },
+            (m, n) => {
+                let number = |text: &[u8]| {
+                    let zeros = text.iter().take_while(|&&byte| byte == b'0').count();
+                    (text.len() - zeros, text[zeros..].to_vec())
+                };
+                match number(&a[..m]).cmp(&number(&b[..n])) {
+                    Ordering::Equal => (a, b) = (&a[m..], &b[n..]),
+                    order => return order,
+                }
+            }
+        }
+    }
+}
+
+/// Whatever a boot loader's configuration says, reading it ends.
+pub(crate) fn fuzz(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    for entry in [specification(&text, &text), extlinux(&text), grub(&text)]
+        .into_iter()
+        .flatten()
+    {
+        if let Ok(line) = command_line(&entry.options, None, true) {
+            assert!(line.len() <= MAX_COMMAND_LINE && !line.contains('\n'));
+        }
+    }
+    let (a, b) = text.split_at(text.floor_char_boundary(text.len() / 2));
+    assert_eq!(by_version(a, b), by_version(b, a).reverse());
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boot_loaders_configurations_are_read_as_they_are_meant() {
+        let bls = "title Fedora\nversion 6.9\nlinux /vmlinuz-6.9\ninitrd /initramfs-6.9.img $tuned\n\
+                   options root=UUID=1 ro $kernelopts\n";
+        let entry = specification(
+            bls,
+            "saved_entry=x\nkernelopts=rootflags=subvol=root rhgb\n",
+        )
+        .unwrap();
+        assert_eq!(entry.kernel, "/vmlinuz-6.9");
+        assert_eq!(entry.initrd.as_deref(), Some("/initramfs-6.9.img"));
+        assert_eq!(
+            command_line(&entry.options, None, true).unwrap(),
+            "root=UUID=1 ro rootflags=subvol=root"
+        );
+
+        let conf = "DEFAULT virt\nLABEL lts\n  LINUX vmlinuz-lts\nLABEL virt\n  LINUX vmlinuz-virt\n\
+                    \tINITRD initramfs-virt,more\n  APPEND root=LABEL=/ modules=ext4 quiet console=tty0\n";
+        let entry = extlinux(conf).unwrap();
+        assert_eq!(entry.kernel, "vmlinuz-virt");
+        assert_eq!(entry.initrd.as_deref(), Some("initramfs-virt"));
+        let line = command_line(&entry.options, None, true).unwrap();
+        assert_eq!(line, "root=LABEL=/ modules=ext4");
+        let old = extlinux("LABEL l\nKERNEL /k\nAPPEND initrd=/i root=/dev/sda1").unwrap();
+        assert_eq!(
+            (old.initrd.as_deref(), &*old.options),
+            (Some("/i"), "root=/dev/sda1")
+        );
+
+        let cfg = "menuentry 'Debian' {\n\tsearch --set=root x\n\tlinux\t/boot/vmlinuz-6.1 \
+                   root=PARTUUID=ab ro $vt_handoff quiet\n\tinitrd\t/boot/initrd.img-6.1\n}\n\
+                   menuentry old {\n linux /boot/vmlinuz-5\n initrd /boot/initrd-5\n}\n";
+        let entry = grub(cfg).unwrap();
+        assert_eq!(entry.kernel, "/boot/vmlinuz-6.1");
+        assert_eq!(entry.initrd.as_deref(), Some("/boot/initrd.img-6.1"));
+        let line = command_line(&entry.options, None, true).unwrap();
+        assert_eq!(line, "root=PARTUUID=ab ro");
+        let bare = grub("linux /k root=/dev/vda1\nlinux /old\ninitrd /i").unwrap();
+        assert_eq!(bare.initrd, None);
+    }
+
+    #[test]
+    fn newer_kernels_come_last() {
+        let mut names = [
+            "vmlinuz-6.9.1",
+            "vmlinuz-6.10.0",
+            "vmlinuz-5.99",
+            "vmlinuz-6.10.0-1",
+            "vmlinuz",
+        ];
+        names.sort_by(|a, b| by_version(a, b));
+        assert_eq!(
+            names,
+            [
+                "vmlinuz",
+                "vmlinuz-5.99",
+                "vmlinuz-6.9.1",
+                "vmlinuz-6.10.0",
+                "vmlinuz-6.10.0-1"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_command_line_that_is_none_is_refused() {
+        for options in [
+            "root=/dev/x \u{e9}",
+            &format!("root=/dev/x {}", "y".repeat(1600)),
+        ] {
+            let made = command_line(options, None, true);
+            assert!(matches!(made, Err(BootError::CommandLine)), "{options}");
+        }
+        assert!(matches!(
+            command_line("ro", None, true),
+            Err(BootError::NoKernel)
+        ));
+    }
+}
