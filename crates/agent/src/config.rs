@@ -137,6 +137,8 @@ pub enum Source {
         #[serde(default)]
         size_bytes: Option<u64>,
     },
+    /// Whatever the guest mounts by itself.
+    Own,
 }
 
 /// The root file system.
@@ -166,6 +168,9 @@ pub enum Start {
     Application(crate::protocol::Program),
     /// The agent stays PID 1 and waits for requests.
     Idle,
+    /// The guest boots by itself, from its own initial file system; the agent waits for requests
+    /// beside its init. For a root that is [`Source::Own`].
+    Beside,
 }
 
 /// A network interface.

@@ -120,6 +120,15 @@ pub struct Customization {
     pub ssh_user: Option<String>,
 }
 
+/// How a disk with its own kernel and initial file system boots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnBoot {
+    /// What its kernel is told.
+    pub command_line: String,
+    /// The agent's program, which then waits beside the guest's own init.
+    pub agent: PathBuf,
+}
+
 /// What makes a guest a virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestMachine {
@@ -131,12 +140,14 @@ pub struct GuestMachine {
     pub accel: Accel,
     /// The kernel.
     pub kernel: PathBuf,
-    /// Its initial file system.
-    pub initrd: PathBuf,
+    /// Its initial file system; only a disk that boots by itself may do without.
+    pub initrd: Option<PathBuf>,
     /// Added to the kernel's command line.
     pub append: String,
-    /// Its root disk: an ext4 file system, without a partition table.
+    /// Its root disk: an ext4 file system without a partition table, or one that boots by itself.
     pub disk: PathBuf,
+    /// How the disk boots by itself; `None` has the agent mount it.
+    pub own_boot: Option<OwnBoot>,
     /// Its network interface, when it has one.
     pub interface: Option<Interface>,
     /// What its guest is given by a seed disk; `None` attaches none.

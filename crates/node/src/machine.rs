@@ -4,16 +4,17 @@
 //! copies of; an instance's own disk lies in its directory. Making them is for the operation that creates an
 //! instance; when a record is resolved they are only looked up.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, path::PathBuf};
 
-use engine::{Customization, GuestMachine, Interface};
+use engine::{Customization, GuestMachine, Interface, OwnBoot};
 use image::{
     Job,
     vm::{Kernel, KernelRecipe, copy_disk},
 };
 use ipnetwork::IpNetwork;
 use model::{
-    ByteSize,
+    ByteSize, InstanceSpec,
+    instance::Kind,
     record::{InstanceRecord, NetworkRecord},
 };
 
@@ -23,6 +24,13 @@ use crate::{
 
 /// Size of a root disk unless said otherwise. It takes only what is written to it.
 const DEFAULT_DISK: ByteSize = ByteSize(10 << 30);
+
+/// What a machine boots.
+struct Boot {
+    kernel: PathBuf,
+    initrd: Option<PathBuf>,
+    own: Option<OwnBoot>,
+}
 
 impl Node {
     /// The virtual machine of a record; `None` when it is a container.
@@ -34,25 +42,69 @@ impl Node {
             return Ok(None);
         };
         let parts = self.parts();
-        let kernel = self.kernel(Job::silent()).await?;
+        let boot = self.boot(record).await?;
+        let own = |path: &Option<String>| path.as_ref().map(PathBuf::from);
+        // A guest that boots by itself is told by its seed who it is.
+        let seeded = asked.is_customized() || boot.own.is_some();
         Ok(Some(GuestMachine {
             vcpus: record.spec.vcpus(),
             memory_bytes: record.spec.machine_memory().0,
             accel: asked.accel,
-            kernel: asked
-                .kernel
-                .as_ref()
-                .map_or(kernel.vmlinux.unwrap_or(kernel.vmlinuz), Into::into),
-            initrd: asked.initrd.as_ref().map_or(kernel.initramfs, Into::into),
+            kernel: own(&asked.kernel).unwrap_or(boot.kernel),
+            initrd: own(&asked.initrd).or(boot.initrd),
             append: asked.append.clone().unwrap_or_default(),
             disk: directory::disk(&parts.paths.instance(record.id)),
+            own_boot: boot.own,
             interface: self.interface(record).await?,
-            seed: asked.is_customized().then(|| Customization {
+            seed: seeded.then(|| Customization {
                 user_data: asked.user_data.clone(),
                 ssh_keys: asked.ssh_keys.clone(),
                 ssh_user: asked.ssh_user.clone(),
             }),
         }))
+    }
+
+    /// What a machine boots: its disk's own kernel, or ours.
+    async fn boot(&self, record: &InstanceRecord) -> Result<Boot, NodeError> {
+        let (images, digest) = (self.parts().images.clone(), image_digest(record)?);
+        let found = tokio::task::spawn_blocking(move || own_boot(&images, &digest));
+        Ok(match joined(found.await)? {
+            Some(disk) => Boot {
+                kernel: disk.kernel,
+                initrd: disk.initrd,
+                own: Some(OwnBoot {
+                    command_line: disk.command_line,
+                    agent: self.parts().agent.clone(),
+                }),
+            },
+            None => {
+                let kernel = self.kernel(Job::silent()).await?;
+                Boot {
+                    kernel: kernel.vmlinux.unwrap_or(kernel.vmlinuz),
+                    initrd: Some(kernel.initramfs),
+                    own: None,
+                }
+            }
+        })
+    }
+
+    /// Refuses an image that cannot be what a record asks for, and makes the kernel of one that can.
+    ///
+    /// # Errors
+    /// [`NodeError::Unusable`], or that there is no kernel.
+    pub async fn prepare_boot(&self, record: &InstanceRecord, job: Job) -> Result<(), NodeError> {
+        let (images, digest) = (self.parts().images.clone(), image_digest(record)?);
+        let failed = |source| NodeError::Image {
+            image: record.spec.image.clone(),
+            source,
+        };
+        if images.is_machine_image(&digest).map_err(failed)? {
+            return check_machine_image(&record.spec);
+        }
+        match record.spec.machine {
+            Some(_) => self.kernel(job).await.map(drop),
+            None => Ok(()),
+        }
     }
 
     /// The kernel machines boot: as made before, else made now.
@@ -76,7 +128,7 @@ impl Node {
         let images = self.parts().images.clone();
         let digest = image_digest(record)?;
         let path = directory::disk(&self.parts().paths.instance(record.id));
-        let asked = record.spec.root_size.unwrap_or(DEFAULT_DISK).0;
+        let asked = record.spec.root_size.map(|size| size.0);
         let made = tokio::task::spawn_blocking(move || {
             if path.exists() {
                 return Ok(());
@@ -85,7 +137,8 @@ impl Node {
             let fresh = path.with_extension("new");
             // What an attempt that was cut off left there.
             let _ = std::fs::remove_file(&fresh);
-            let bytes = asked.next_multiple_of(1 << 20);
+            let bytes = asked.unwrap_or(DEFAULT_DISK.0.max(base.bytes));
+            let bytes = bytes.next_multiple_of(1 << 20);
             copy_disk(&base, &fresh, bytes).map_err(NodeError::Disk)?;
             std::fs::rename(&fresh, &path).map_err(NodeError::file("make", &path))
         });
@@ -114,6 +167,40 @@ impl Node {
             },
         }))
     }
+}
+
+/// What an image boots by itself; taken out of its disk again where a collection removed it.
+fn own_boot(
+    images: &image::Store,
+    digest: &image::Digest,
+) -> Result<Option<image::vm::OwnBoot>, NodeError> {
+    let failed = |error: image::StoreError| NodeError::Disk(error.into());
+    if let Some(boot) = images.own_boot(digest).map_err(failed)? {
+        return Ok(Some(boot));
+    }
+    if !images.is_machine_image(digest).map_err(failed)? {
+        return Ok(None);
+    }
+    let disk = images.root_disk(digest, &Job::silent());
+    Ok(disk.map_err(NodeError::Disk)?.boot)
+}
+
+/// A disk with a kernel of its own is a whole machine, and nothing else.
+fn check_machine_image(spec: &InstanceSpec) -> Result<(), NodeError> {
+    let image = &spec.image;
+    let unusable = |text: String| Err(NodeError::Unusable(text));
+    if spec.machine.is_none() {
+        return unusable(format!(
+            "{image} is the disk of a virtual machine; add --vm: berth launch --vm {image}"
+        ));
+    }
+    if spec.kind == Kind::Application {
+        return unusable(format!(
+            "{image} is the disk of a virtual machine, which starts its own init and no command; \
+             launch it: berth launch --vm {image}"
+        ));
+    }
+    Ok(())
 }
 
 fn joined<T>(result: Result<T, tokio::task::JoinError>) -> T {

@@ -33,7 +33,8 @@ pub enum ImageCommand {
     Push(PushArgs),
     /// Make an image from a built-in recipe, with no registry
     Build(BuildArgs),
-    /// Make an image of an archive: docker save, an OCI layout, or a root file system as tar
+    /// Make an image of an archive (docker save, an OCI layout, a root file system as tar), or of a
+    /// virtual machine's disk (raw, qcow2)
     Import(ImportArgs),
     /// Write an image as an archive
     Export(ExportArgs),
@@ -154,7 +155,7 @@ pub struct BuildArgs {
 /// Flags of `image import`.
 #[derive(Debug, Args)]
 pub struct ImportArgs {
-    /// The archive, or - for stdin
+    /// The archive or disk, or - for stdin
     #[arg(value_hint = ValueHint::FilePath)]
     file: PathBuf,
     /// Name of the image; those in the archive when not given

@@ -112,7 +112,8 @@ impl Step for MakeDirectory {
     }
 }
 
-/// Makes what only a virtual machine needs: its kernel, unless an earlier one did, and its disk.
+/// Refuses an image that does not fit, and makes what only a virtual machine needs: its kernel, unless an
+/// earlier one did or its disk has one, and its disk.
 pub(super) struct MakeMachine {
     pub(super) node: Node,
 }
@@ -125,14 +126,17 @@ impl Step for MakeMachine {
     async fn run(&self, ctx: &Context) -> Result<(), StepError> {
         let input: InstanceInput = ctx.input()?;
         let record = creating(&self.node.parts().store, &input).await?.value;
-        if record.spec.machine.is_none() {
-            return Ok(());
+        let is_machine = record.spec.machine.is_some();
+        if is_machine {
+            ctx.progress(Progress::message("making its kernel and its disk"));
         }
-        ctx.progress(Progress::message("making its kernel and its disk"));
         let (job, news) = images::job();
         let making = async {
-            self.node.kernel(job.clone()).await?;
-            self.node.make_disk(&record, job.clone()).await
+            self.node.prepare_boot(&record, job.clone()).await?;
+            match is_machine {
+                true => self.node.make_disk(&record, job.clone()).await,
+                false => Ok(()),
+            }
         };
         match news.follow(ctx, making, &job).await {
             Ok(()) => Ok(()),

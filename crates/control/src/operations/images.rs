@@ -192,7 +192,7 @@ impl Step for Import {
     }
 }
 
-/// An archive with images in it, or else a root file system that then needs a name.
+/// A machine's disk, an archive with images in it, or else a root file system that then needs a name.
 fn import(
     images: &image::Store,
     path: &PathBuf,
@@ -208,7 +208,15 @@ fn import(
         name: name.clone(),
         ..image::ImportOptions::default()
     };
-    let imported = match images.import_archive(open()?, &options, job) {
+    let disk = images.import_disk(&open()?, &options, job);
+    if !matches!(disk, Err(image::ImportError::NoImage(_))) {
+        if name.is_none() {
+            let text = "a disk says no name for its image; give it one";
+            return Err(StepError::permanent(text));
+        }
+        return imported(disk.map(|digest| vec![digest]));
+    }
+    let archive = match images.import_archive(open()?, &options, job) {
         Err(image::ImportError::NoImage(_)) if name.is_some() => images
             .import_rootfs(open()?, &options, job)
             .map(|digest| vec![digest]),
@@ -217,9 +225,13 @@ fn import(
                 "the archive holds no image ({reason}); if it is a root file system, give it a name"
             )));
         }
-        imported => imported,
+        done => done,
     };
-    imported.map_err(|error| match error {
+    imported(archive)
+}
+
+fn imported(result: Result<Vec<Digest>, image::ImportError>) -> Result<Vec<Digest>, StepError> {
+    result.map_err(|error| match error {
         image::ImportError::Cancelled(_) => StepError::Cancelled,
         error => StepError::because(&error),
     })

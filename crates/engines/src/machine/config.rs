@@ -44,9 +44,13 @@ const SEED_SERIAL: &str = "berth-seed";
 
 /// Kernel parameters of every guest: nothing is probed that is known, nothing mitigated that a
 /// software CPU does not have, and whatever ends the kernel ends the machine.
-const COMMAND_LINE: &str = "console=ttyS0 rdinit=/init reboot=k panic=-1 tsc=reliable \
+const COMMAND_LINE: &str = "console=ttyS0 reboot=k panic=-1 tsc=reliable \
      no_timer_check mitigations=off random.trust_cpu=on i8042.noaux i8042.nomux i8042.dumbkbd \
      8250.nr_uarts=1 audit=0";
+/// What the kernel starts: the agent as the init of our initial file system, or before the init of
+/// another one.
+const OUR_INIT: &str = "rdinit=/init";
+const BEFORE_INIT: &str = "rdinit=/berth/agent";
 
 /// The name of a file that is shared alone.
 const FILE_NAME: &str = "file";
@@ -106,11 +110,12 @@ pub(super) fn write(
     accel: Accel,
     shared: &Path,
 ) -> io::Result<()> {
-    let told = told(guest, machine);
-    fs::write(
-        shared.join(GUEST_ARCHIVE),
-        image::vm::config_archive(&told.to_json()),
-    )?;
+    let told = told(guest, machine).to_json();
+    let archive = match &machine.own_boot {
+        None => image::vm::config_archive(&told),
+        Some(own) => image::vm::agent_archive(&told, &fs::read(&own.agent)?),
+    };
+    fs::write(shared.join(GUEST_ARCHIVE), archive)?;
     if let Some(seed) = &machine.seed {
         fs::write(shared.join(SEED), self::seed(guest, machine, seed).disk()?)?;
     }
@@ -131,7 +136,17 @@ pub(super) fn memory_bytes(shared: &Path) -> io::Result<u64> {
 
 fn description(guest: &Guest, machine: &GuestMachine, accel: Accel) -> Value {
     let inside = |name: &str| format!("{INSIDE}/{name}");
-    let line = format!("{COMMAND_LINE} {}", machine.append);
+    let line = match (&machine.own_boot, &machine.initrd) {
+        (None, _) => format!("{COMMAND_LINE} {OUR_INIT}"),
+        (Some(own), Some(_)) => format!("{COMMAND_LINE} {BEFORE_INIT} {}", own.command_line),
+        // Its kernel mounts the root itself, which an initial file system would keep it from.
+        (Some(own), None) => format!("{COMMAND_LINE} {}", own.command_line),
+    };
+    let line = format!("{line} {}", machine.append);
+    let initrd: Vec<String> = match &machine.initrd {
+        Some(_) => vec![INITRD.to_owned(), inside(GUEST_ARCHIVE)],
+        None => Vec::new(),
+    };
     let nets: Vec<Value> = machine
         .interface
         .iter()
@@ -162,7 +177,7 @@ fn description(guest: &Guest, machine: &GuestMachine, accel: Accel) -> Value {
         "vcpus": machine.vcpus,
         "accel": accel,
         "kernel": KERNEL,
-        "initrd": [INITRD, inside(GUEST_ARCHIVE)],
+        "initrd": initrd,
         "command_line": line.trim(),
         "disks": disks,
         "nets": nets,
@@ -177,14 +192,19 @@ fn description(guest: &Guest, machine: &GuestMachine, accel: Accel) -> Value {
 
 fn told(guest: &Guest, machine: &GuestMachine) -> Config {
     let root = Root {
-        source: Source::Disk {
-            serial: DISK_SERIAL.to_owned(),
-            file_system: "ext4".to_owned(),
+        source: match machine.own_boot {
+            Some(_) => Source::Own,
+            None => Source::Disk {
+                serial: DISK_SERIAL.to_owned(),
+                file_system: "ext4".to_owned(),
+            },
         },
         changes: None,
         read_only: guest.root.read_only,
     };
-    let start = if guest.system {
+    let start = if machine.own_boot.is_some() {
+        Start::Beside
+    } else if guest.system {
         // A bare word is the program of an image that is none of a system: the guest says so.
         let init = guest.process.args.first().cloned();
         Start::System {
@@ -298,9 +318,10 @@ mod tests {
             memory_bytes: 256 << 20,
             accel: Accel::Soft,
             kernel: "/k".into(),
-            initrd: "/i".into(),
+            initrd: Some("/i".into()),
             append: "quiet".to_owned(),
             disk: "/d".into(),
+            own_boot: None,
             interface: Some(engine::Interface {
                 mac: [2, 0, 0, 0, 0, 1],
                 mtu: None,
@@ -426,6 +447,40 @@ mod tests {
         let seed = super::seed(&guest, &machine, machine.seed.as_ref().unwrap());
         assert_eq!(seed.instance_id, guest.id.to_string());
         assert_eq!(seed.interface.unwrap().addresses, ["10.77.0.2/20"]);
+    }
+
+    #[test]
+    fn a_disk_that_boots_by_itself_has_the_agent_beside_it() {
+        let (guest, machine) = guest(true);
+        let shared = tempfile::tempdir().unwrap();
+        let agent = shared.path().join("agent");
+        fs::write(&agent, b"the agent").unwrap();
+        let mut machine = GuestMachine {
+            own_boot: Some(engine::OwnBoot {
+                command_line: "root=/dev/vda1 ro".to_owned(),
+                agent,
+            }),
+            ..machine
+        };
+        let read = |machine: &GuestMachine| {
+            write(&guest, machine, Accel::Soft, shared.path()).unwrap();
+            let text = fs::read(shared.path().join(FILE)).unwrap();
+            vmm::VmConfig::parse(&text).unwrap()
+        };
+        let with = read(&machine);
+        let line = with.command_line;
+        assert!(
+            line.contains("rdinit=/berth/agent root=/dev/vda1 ro quiet"),
+            "{line}"
+        );
+        assert_eq!(with.initrd.len(), 2);
+        let archive = fs::read(shared.path().join(GUEST_ARCHIVE)).unwrap();
+        assert!(archive.windows(9).any(|it| it == b"the agent"));
+        assert_eq!(told(&guest, &machine).root.source, Source::Own);
+        machine.initrd = None;
+        let without = read(&machine);
+        assert!(without.initrd.is_empty());
+        assert!(!without.command_line.contains("rdinit"));
     }
 
     #[test]

@@ -76,12 +76,14 @@ pub(crate) fn jail(
         bind(vmm, PROGRAM, true),
         bind(&shared, config::INSIDE, false),
         bind(&machine.kernel, config::KERNEL, true),
-        bind(&machine.initrd, config::INITRD, true),
         bind(&machine.disk, config::DISK, false),
     ];
     let shares = config::shares(guest);
     for share in &shares {
         mounts.push(bind_share(share)?);
+    }
+    if let Some(initrd) = &machine.initrd {
+        mounts.push(bind(initrd, config::INITRD, true));
     }
     let log = guest.directory.join("log");
     mounts.push(bind(&log, config::LOG, false));

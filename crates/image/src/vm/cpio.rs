@@ -76,6 +76,17 @@ pub fn config_archive(config: &[u8]) -> Vec<u8> {
     archive.finish()
 }
 
+/// The archive to append to the initial file system of a guest that boots by itself: its configuration,
+/// and the agent as `/berth/agent`, which the kernel is told to start first.
+#[must_use]
+pub fn agent_archive(config: &[u8], agent: &[u8]) -> Vec<u8> {
+    let mut archive = Archive::default();
+    archive.directory("berth", 0o700);
+    archive.file("berth/config.json", 0o600, config);
+    archive.file("berth/agent", 0o700, agent);
+    archive.finish()
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {

@@ -1,4 +1,5 @@
-//! What virtual machines boot: kernels with their initramfs, and disks made from images.
+//! What virtual machines boot: kernels with their initramfs, disks made from images, and disks that boot
+//! by themselves.
 //!
 //! ```text
 //!   ROOT/kernels/sha256/<key>/     a kernel of a distribution: vmlinuz, vmlinux, modules, initramfs
@@ -16,7 +17,7 @@ mod modules;
 mod seed;
 mod vmlinux;
 
-pub use cpio::config_archive;
+pub use cpio::{agent_archive, config_archive};
 pub use disk::{DiskError, RootDisk, copy_disk};
 pub use kernel::{Kernel, KernelError, KernelRecipe};
 pub use machine::{BootError, MachineImageError, OwnBoot, Qcow2Error};

@@ -1,9 +1,10 @@
-//! The guest's half of Berth's agent: one static program with two lives.
+//! The guest's half of Berth's agent: one static program with a life for each way to boot.
 //!
 //! ```text
 //!   /init of the initramfs        boot: file systems, modules, configuration, root, network
 //!        │                          ├─ system ──────▶ the image's init is PID 1; `berth-agent serve` beside it
 //!        └──────────────────────────┴─ application ─▶ stays PID 1: runs one program, serves, powers off
+//!   /berth/agent of another one   starts `berth-agent beside`, and becomes the guest's own /init
 //!   berth-agent serve             answers the host until the guest ends
 //!   berth-agent ready             run by the image's init when all has started
 //! ```
@@ -30,8 +31,12 @@ const READY_PATH: &str = "/run/berth/ready";
 fn main() -> ExitCode {
     let mut arguments = std::env::args();
     let name = arguments.next().unwrap_or_default();
+    if boot::beside::is_asked_for(&name) {
+        return boot::beside::begin(arguments);
+    }
     match arguments.next().as_deref() {
         Some("serve") => serve::run(),
+        Some("beside") => boot::beside::run(),
         Some("ready") => {
             serve::notice::ready();
             ExitCode::SUCCESS

@@ -37,7 +37,7 @@ pub fn run(config: &Config) -> Result<(), BootError> {
     match &config.start {
         Start::System { init } => match system(init.as_deref(), config)? {},
         Start::Application(program) => application(program),
-        Start::Idle => {
+        Start::Idle | Start::Beside => {
             thread::spawn(serve::run);
             serve::notice::ready();
             loop {

@@ -43,8 +43,8 @@ pub(super) struct Found {
 pub enum BootError {
     /// No file system could be read.
     #[error(
-        "no ext4 file system was found on the disk, so neither was a kernel; give one with --kernel \
-         and --initrd, or import its root file system as a tar"
+        "no ext4 file system was found on the disk, so neither was a kernel; import a tar of its root \
+         file system instead"
     )]
     NoFileSystem,
     /// There is no kernel where one is looked for.

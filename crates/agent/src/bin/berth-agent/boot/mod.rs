@@ -6,6 +6,7 @@
 //! Runs once, alone, as PID 1. Whatever fails is said on the console with its cause and ends the guest:
 //! a machine that cannot come up must not look as if it ran.
 
+pub mod beside;
 mod files;
 mod kernel;
 mod netlink;

@@ -99,7 +99,7 @@ fn load_modules_of(source: &Source) -> Result<(), BootError> {
     match source {
         Source::Disk { file_system, .. } => load_modules_for(file_system),
         Source::Share { .. } => load_modules_for("virtiofs"),
-        Source::Memory { .. } => Ok(()),
+        Source::Memory { .. } | Source::Own => Ok(()),
     }
 }
 
@@ -120,6 +120,8 @@ fn mount_source(source: &Source, target: &Path, flags: MountFlags) -> Result<(),
             let device = device.to_string_lossy();
             mount_at(&device, file_system, target, flags, "")
         }
+        // Mounted by whoever it is for.
+        Source::Own => Ok(()),
         Source::Share { tag } => mount_at(tag, "virtiofs", target, flags, ""),
         Source::Memory { size_bytes } => {
             let options = size_bytes.map_or_else(String::new, |size| format!("size={size}"));

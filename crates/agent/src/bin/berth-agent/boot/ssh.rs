@@ -43,13 +43,17 @@ enum SshError {
 /// Adds the keys to the user's `authorized_keys`. A guest whose keys cannot be set comes up all the
 /// same, and says so: there are other ways in.
 pub fn authorize(ssh: &Ssh, root: &Path) {
-    let has_cloud_init = CLOUD_INIT.iter().any(|path| root.join(path).exists());
-    if ssh.user.is_none() && has_cloud_init {
+    if ssh.user.is_none() && has_cloud_init(root) {
         return;
     }
     if let Err(error) = add(ssh, root) {
         say(&format!("no SSH key was let in: {}", chain(&error)));
     }
+}
+
+/// Whether the image brings a cloud-init, which has an opinion of its own.
+pub fn has_cloud_init(root: &Path) -> bool {
+    CLOUD_INIT.iter().any(|path| root.join(path).exists())
 }
 
 fn add(ssh: &Ssh, root: &Path) -> Result<(), SshError> {

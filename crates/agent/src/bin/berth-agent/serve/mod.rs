@@ -56,7 +56,7 @@ pub fn run() -> ExitCode {
 
 /// Grows the root file system to its disk, which may have become larger since the last boot; in the
 /// background, for nobody waits for the room.
-fn use_whole_disk() {
+pub fn use_whole_disk() {
     use std::io::ErrorKind;
     match disk::grow_root() {
         // Nothing that could grow.
