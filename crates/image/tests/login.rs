@@ -1,6 +1,10 @@
 //! Logging in at a real registry over TLS: with a password, and with tokens from a server of their own.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and says when it skips"
+)]
 
 mod common;
 

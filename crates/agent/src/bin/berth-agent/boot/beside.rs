@@ -152,7 +152,9 @@ fn customize(config: &Config) {
     if let Some(ssh) = &config.ssh {
         ssh::authorize(ssh, slash);
     }
-    insist("its further file systems", || root::mount_further(&config.mounts));
+    insist("its further file systems", || {
+        root::mount_further(&config.mounts)
+    });
 }
 
 /// Tries until the guest is as far, which may be long after its root was mounted.
