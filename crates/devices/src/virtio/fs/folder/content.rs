@@ -145,9 +145,11 @@ impl Folder {
         let read = moved(&host, offset, |vectors, count, offset| {
             // SAFETY: the vectors are guest memory, borrowed for the call.
             unsafe { libc::preadv(file.as_raw_fd(), vectors, count, offset) }
-        })?;
-        buffers.mark_dirty(memory, read as u64);
-        Ok(read)
+        });
+        // Also when it failed: some of it may have been read.
+        let changed = read.map_or(buffers.bytes(), |bytes| bytes as u64);
+        buffers.mark_dirty(memory, changed);
+        read
     }
 
     /// Writes `buffers` to a file; says how much of them.
