@@ -9,7 +9,7 @@ use memory::Ram;
 
 use super::{
     Flags, Op,
-    memory::tlb::Tlb,
+    memory::{journal::Journal, tlb::Tlb},
     op::{HIGH_BYTES, Mem, RIP, Width, ZERO},
     platform::Platform,
     system::{Tables, control::Control, events::Events, msr::Msrs},
@@ -122,6 +122,8 @@ pub struct Core {
     pub(in crate::soft) block_end: *const Op,
     /// What it shares with translated code.
     pub(in crate::soft) interface: Interface,
+    /// What is written, while the tiers are compared.
+    pub(in crate::soft) journal: Option<Box<Journal>>,
     /// Its local APIC, clocks and peers.
     pub(in crate::soft) platform: Platform,
     /// RAM.
@@ -207,6 +209,7 @@ impl Core {
             events: Events::default(),
             tlb: Tlb::default(),
             block_end: std::ptr::null(),
+            journal: None,
             interface: Interface::default(),
             platform,
             ram,

@@ -5,10 +5,14 @@
 //! It runs one vCPU on the thread of its caller, knows nothing of threads, interrupts or exits, and
 //! hands every fault to its caller.
 
+mod lockstep;
+
 use std::{
     io,
     sync::atomic::{AtomicU32, Ordering},
 };
+
+use lockstep::Lockstep;
 
 use super::{
     Core, Fault, Flow, Width,
@@ -23,6 +27,7 @@ pub struct Interpreter {
     pub core: Core,
     blocks: Blocks,
     translator: Option<Box<Translator>>,
+    lockstep: Option<Box<Lockstep>>,
     instructions: u64,
 }
 
@@ -39,6 +44,8 @@ pub enum Tier {
         /// at a time.
         chain: bool,
     },
+    /// Both, and they must agree, or it panics: for finding bugs, with one vCPU.
+    Lockstep,
 }
 
 impl Default for Tier {
@@ -71,6 +78,7 @@ impl Interpreter {
             blocks: Blocks::new(core.ram.clone()),
             core,
             translator: None,
+            lockstep: None,
             instructions: 0,
         }
     }
@@ -83,9 +91,16 @@ impl Interpreter {
     /// When the kernel gives no memory for translations.
     pub fn set_tier(&mut self, tier: Tier) -> io::Result<()> {
         self.translator = None;
-        if let Tier::Translate { threshold, chain } = tier
-            && translate::is_possible()
-        {
+        self.lockstep = None;
+        let (threshold, chain) = match tier {
+            Tier::Interpret => return Ok(()),
+            Tier::Translate { threshold, chain } => (threshold, chain),
+            Tier::Lockstep => (2, false),
+        };
+        if translate::is_possible() {
+            if tier == Tier::Lockstep {
+                self.lockstep = Some(Box::default());
+            }
             let mut translator = Box::new(Translator::new()?);
             translator.set_threshold(threshold);
             translator.set_chaining(chain);
@@ -133,6 +148,9 @@ impl Interpreter {
     /// What the instruction at the current `rip` raised.
     #[inline(always)]
     pub fn run_block(&mut self, attention: &AtomicU32) -> Result<Flow, Fault> {
+        if self.lockstep.is_some() {
+            return self.run_in_lockstep();
+        }
         let Some(translator) = &mut self.translator else {
             return self.block();
         };

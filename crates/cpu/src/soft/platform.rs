@@ -92,6 +92,7 @@ impl Core {
 
     /// Reads what is not RAM: the local APIC, else the bus.
     pub(super) fn device_read(&mut self, address: u64, data: &mut [u8]) {
+        self.cannot_take_back();
         if self.platform.apic.base() == Some(address & !0xfff) {
             self.platform.apic.mmio_read(address & 0xfff, data);
         } else {
@@ -101,6 +102,7 @@ impl Core {
 
     /// Writes what is not RAM.
     pub(super) fn device_write(&mut self, address: u64, data: &[u8]) {
+        self.cannot_take_back();
         if self.platform.apic.base() == Some(address & !0xfff) {
             self.platform.apic.mmio_write(address & 0xfff, data);
         } else {

@@ -101,6 +101,8 @@ pub enum Tier {
     Zero,
     /// What runs guests: translations, and the interpreter for what is not hot.
     One,
+    /// Both, compared block by block.
+    Lockstep,
 }
 
 impl End {
@@ -140,6 +142,7 @@ impl Guest {
         let mut interpreter = Interpreter::new(core);
         let how = match tier {
             Tier::Zero => soft::Tier::Interpret,
+            Tier::Lockstep => soft::Tier::Lockstep,
             Tier::One => soft::Tier::Translate {
                 threshold: 3,
                 chain: true,
@@ -210,7 +213,7 @@ impl Guest {
         core.control.cr2 = 0;
         let fault = match self.tier {
             Tier::Zero => self.step()?,
-            Tier::One => self.translated(),
+            Tier::One | Tier::Lockstep => self.translated(),
         };
         let core = &mut self.interpreter.core;
         let lost = if fault.is_some() { 0x8d5 } else { 0 };
@@ -227,6 +230,16 @@ impl Guest {
             code: self.code(),
             touches: std::mem::take(&mut self.device.0.lock().unwrap()),
         })
+    }
+
+    /// How often a block was run by both tiers.
+    pub fn compared(&self) -> u64 {
+        self.interpreter.compared()
+    }
+
+    /// How many blocks were translated.
+    pub fn translations(&self) -> u64 {
+        self.interpreter.counters().translations
     }
 
     fn step(&mut self) -> Option<Option<Fault>> {

@@ -141,7 +141,11 @@ impl Core {
         };
         if access == Access::Write {
             self.about_to_write(page);
+            if let Some(journal) = &mut self.journal {
+                journal.note(Some(linear), host, bytes);
+            }
         }
+        let journalled = self.journal.is_some();
         let pages = self.ram.pages();
         let fill = Fill {
             linear,
@@ -149,6 +153,7 @@ impl Core {
             page,
             global: first.global,
             writable: first.writable
+                && !journalled
                 && !pages.is_code(page)
                 && (!pages.is_logging() || pages.is_dirty(page)),
         };
@@ -161,7 +166,15 @@ impl Core {
     pub(in crate::soft) fn about_to_write(&mut self, page: usize) {
         if self.ram.pages().written(page) {
             self.interface.written.push(page);
+            self.cannot_take_back();
             self.end_block();
+        }
+    }
+
+    /// Tells the journal, if there is one, of what cannot be taken back.
+    pub(in crate::soft) fn cannot_take_back(&mut self) {
+        if let Some(journal) = &mut self.journal {
+            journal.is_final = true;
         }
     }
 
@@ -368,6 +381,9 @@ impl Core {
         match self.ram.host(address) {
             Some((host, page)) => {
                 self.about_to_write(page);
+                if let Some(journal) = &mut self.journal {
+                    journal.note(None, host, data.len());
+                }
                 // SAFETY: regions are made of whole pages, and `data` does not cross one.
                 unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), host.as_ptr(), data.len()) };
             }

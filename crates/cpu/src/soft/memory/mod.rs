@@ -8,5 +8,6 @@
 //! Handlers call the methods of [`super::Core`] that `access` defines, nothing below.
 
 pub mod access;
+pub(in crate::soft) mod journal;
 pub mod tlb;
 pub mod walk;

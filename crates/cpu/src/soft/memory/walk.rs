@@ -317,6 +317,7 @@ impl Core {
             return true;
         };
         self.about_to_write(page);
+        self.cannot_take_back();
         if bytes == 4 {
             // SAFETY: mapped for as long as `ram` lives, and aligned: tables and indices are.
             let entry = unsafe { AtomicU32::from_ptr(host.as_ptr().cast()) };

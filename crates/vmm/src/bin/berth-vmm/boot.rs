@@ -59,6 +59,9 @@ pub struct Arguments {
     /// Have the software CPU interpret all code, for comparison
     #[arg(long)]
     no_translate: bool,
+    /// Have the software CPU interpret and translate all code, and end when the two disagree (one vCPU, no disks)
+    #[arg(long, conflicts_with = "no_translate")]
+    lockstep: bool,
     /// Say how long the start took, and in the end what the software CPU did
     #[arg(long)]
     verbose: bool,
@@ -165,10 +168,10 @@ pub fn run(arguments: &Arguments, since: Instant) -> Result<StopReason, Failure>
             boots,
             since: if boots == 1 { since } else { Instant::now() },
             verbose: arguments.verbose,
-            tier: if arguments.no_translate {
-                Tier::Interpret
-            } else {
-                Tier::default()
+            tier: match (arguments.no_translate, arguments.lockstep) {
+                (true, _) => Tier::Interpret,
+                (_, true) => Tier::Lockstep,
+                _ => Tier::default(),
             },
             supervisor: None,
         };
