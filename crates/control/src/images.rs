@@ -217,10 +217,10 @@ impl Control {
             Recipe::Busybox => (image::Recipe::Busybox, "busybox".to_owned()),
             Recipe::Debian => {
                 let suite = request.suite.unwrap_or_else(host_suite);
-                let name = if request.system {
-                    "debian-system"
-                } else {
-                    "debian"
+                let name = match (request.vm, request.system) {
+                    (true, _) => "debian-vm",
+                    (false, true) => "debian-system",
+                    (false, false) => "debian",
                 };
                 let usual = format!("{name}:{suite}");
                 let (packages, systemd) = (request.packages, request.system);
@@ -228,6 +228,7 @@ impl Control {
                     suite,
                     packages,
                     systemd,
+                    machine: request.vm,
                     mirror: None,
                 };
                 (image::Recipe::Debian(recipe), usual)
@@ -241,6 +242,7 @@ impl Control {
             recipe,
             name,
             fresh: request.fresh,
+            vm: request.vm,
         };
         self.launch(OperationKind::ImageBuild, &input, resource)
             .await

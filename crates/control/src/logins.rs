@@ -38,7 +38,9 @@ impl Control {
             .await
             .map_err(|error| problem(&error))?;
         let resource = format!("logins/{registry}");
-        self.inner.events.tell("login.created", resource, "kept", []);
+        self.inner
+            .events
+            .tell("login.created", resource, "kept", []);
         Ok(Login {
             registry,
             username: Some(username),

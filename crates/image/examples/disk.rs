@@ -15,6 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 suite: "bookworm".to_owned(),
                 packages: Vec::new(),
                 systemd: true,
+                machine: false,
                 mirror: None,
             };
             (root, Recipe::Debian(recipe))

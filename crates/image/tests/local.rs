@@ -526,6 +526,7 @@ fn a_missing_name_and_a_wrong_recipe_say_what_to_do() {
         suite: "-x;rm".into(),
         packages: vec![],
         systemd: false,
+        machine: false,
         mirror: None,
     };
     let built =
@@ -564,6 +565,7 @@ fn a_failing_debian_build_shows_the_tool_s_words_and_can_be_cancelled() {
         suite: "bookworm".into(),
         packages: vec![],
         systemd: true,
+        machine: false,
         mirror,
     });
     let error = scratch
@@ -603,6 +605,7 @@ fn debian_recipes_yield_a_base_and_a_system_container() {
         suite: "bookworm".into(),
         packages: vec!["nano".into()],
         systemd: true,
+        machine: false,
         mirror: None,
     };
     let recipe = Recipe::Debian(recipe);
@@ -641,4 +644,22 @@ fn debian_recipes_yield_a_base_and_a_system_container() {
             .cached
     );
     assert_eq!(name.familiar(), "debian:bookworm-systemd");
+
+    let Recipe::Debian(mut recipe) = recipe else {
+        unreachable!("it was made above");
+    };
+    recipe.machine = true;
+    let recipe = Recipe::Debian(recipe);
+    let name = recipe.default_name().unwrap();
+    let built = scratch
+        .store
+        .build_recipe(&recipe, &name, false, &Job::silent());
+    let root = &scratch.store.layers(&built.unwrap().image).unwrap()[0];
+    assert!(root.join("lib/systemd/systemd-udevd").exists());
+    assert!(
+        !root
+            .join("etc/systemd/system/systemd-udevd.service")
+            .exists()
+    );
+    assert_eq!(name.familiar(), "debian:bookworm-vm");
 }

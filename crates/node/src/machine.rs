@@ -119,6 +119,18 @@ impl Node {
         joined(made.await).map_err(NodeError::Kernel)
     }
 
+    /// Makes all that the machines of an image share: the kernel with the agent, and the disk that theirs
+    /// are copies of.
+    ///
+    /// # Errors
+    /// When one cannot be made; the other may be there.
+    pub async fn prepare_machine(&self, image: image::Digest, job: Job) -> Result<(), NodeError> {
+        self.kernel(job.clone()).await?;
+        let images = self.parts().images.clone();
+        let made = tokio::task::spawn_blocking(move || images.root_disk(&image, &job));
+        joined(made.await).map(drop).map_err(NodeError::Disk)
+    }
+
     /// Makes the root disk of a record: a copy of its image's, as large as asked for. One that is
     /// there already stays.
     ///

@@ -38,6 +38,7 @@ impl Media {
             suite: "bookworm".into(),
             packages: Vec::new(),
             systemd: true,
+            machine: false,
             mirror: None,
         };
         Self::of(test, &Recipe::Debian(recipe))

@@ -94,6 +94,7 @@ async fn there_is_a_call_for_every_route() {
         suite: None,
         packages: Vec::new(),
         system: false,
+        vm: false,
         fresh: false,
     };
     let tag = ImageTag {

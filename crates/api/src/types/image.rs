@@ -75,6 +75,10 @@ pub struct ImageBuild {
     /// Debian: whether an init and its services are inside, for a system container.
     #[serde(default)]
     pub system: bool,
+    /// Whether a virtual machine boots it: with an init that finds its devices, and with kernel,
+    /// initial file system, agent and disk made at once.
+    #[serde(default)]
+    pub vm: bool,
     /// Makes it anew even when an image of the same recipe is there.
     #[serde(default)]
     pub fresh: bool,

@@ -147,6 +147,9 @@ pub struct BuildArgs {
     /// Debian: put an init inside, for `berth launch`
     #[arg(long)]
     system: bool,
+    /// For `berth launch --vm`: an init that finds its devices; kernel, agent and disk made at once
+    #[arg(long)]
+    vm: bool,
     /// Make it anew even when it is there
     #[arg(long)]
     fresh: bool,
@@ -338,13 +341,13 @@ async fn build(cx: &Context, args: BuildArgs) -> Outcome {
         suite: args.suite,
         packages: args.packages,
         system: args.system,
+        vm: args.vm,
         fresh: args.fresh,
     };
     let operation = cx.client.build_image(&request).await?;
-    let asked = request.name.unwrap_or_else(|| match request.recipe {
-        Recipe::Busybox => "busybox".into(),
-        Recipe::Debian => "debian".into(),
-    });
+    // The daemon names what was given no name, after the release it makes.
+    let made = operation.resource.strip_prefix("images/");
+    let asked = human::clean(made.unwrap_or_default());
     done(cx, operation, &asked).await
 }
 

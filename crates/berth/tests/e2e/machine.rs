@@ -30,17 +30,12 @@ fn idle(test: &str) -> Option<Daemon> {
         "machine",
         &[&agent()],
         |daemon| {
-            daemon.berth(&["image", "build", "--recipe", "busybox"])?;
-            // The first one makes kernel and disk.
-            daemon.berth(&[
-                "run",
-                "--rm",
-                "--vm",
-                "--network",
-                "none",
-                "busybox",
-                "true",
-            ])?;
+            daemon.berth(&["image", "build", "--recipe", "busybox", "--vm"])?;
+            // Both are there before the first machine asks for them.
+            for made in ["kernels", "disks"] {
+                let directory = daemon.root().join("images").join(made).join("sha256");
+                assert_eq!(directory.read_dir()?.count(), 1, "{made}");
+            }
             Ok(())
         },
     );
@@ -222,6 +217,26 @@ fn a_machine_is_reached_by_name_and_by_published_port() {
         .unwrap();
     assert_eq!(found.code, 0, "{found:?}");
     daemon.berth(&["rm", "-f", "web"]).unwrap();
+}
+
+#[test]
+fn the_tiny_image_is_a_system_too() {
+    let Some(daemon) = daemon("the_tiny_image_is_a_system_too") else {
+        return;
+    };
+    let launch = ["launch", "--vm", "--memory", "128M", "--name", "tiny"];
+    let rest = ["--root-size", "2G", "busybox"];
+    daemon.berth(&[&launch[..], &rest].concat()).unwrap();
+    let inside = |script: &str| daemon.run(&["exec", "tiny", "sh", "-c", script]).unwrap();
+    assert_eq!(inside("cat /proc/1/comm").out, "init\n");
+    // Its file system grows to the size it was given.
+    until_so("the file system has grown", || {
+        let said = inside("df -m / | tail -1 | awk '{print $2}'").out;
+        said.trim().parse::<u64>().is_ok_and(|size| size > 1800)
+    });
+    daemon.berth(&["stop", "tiny"]).unwrap();
+    assert_eq!(daemon.inspect("tiny").unwrap()["exit"]["code"], 0);
+    daemon.berth(&["rm", "tiny"]).unwrap();
 }
 
 #[test]

@@ -51,6 +51,9 @@ pub(crate) struct BuildInput {
     pub(crate) recipe: image::Recipe,
     pub(crate) name: String,
     pub(crate) fresh: bool,
+    /// Whether kernel and disk of a virtual machine are made at once.
+    #[serde(default)]
+    pub(crate) vm: bool,
 }
 
 /// What steps on images work with.
@@ -250,14 +253,24 @@ impl Step for Build {
         let name = local_reference(&input.name)?;
         let (job, news) = job();
         let (images, inner) = (self.0.images().clone(), job.clone());
+        let vm = input.vm;
         let work = tokio::task::spawn_blocking(move || {
             images.build_recipe(&input.recipe, &name, input.fresh, &inner)
         });
-        match joined(news.follow(ctx, work, &job).await) {
-            Err(image::RecipeError::Cancelled(_)) => Err(StepError::Cancelled),
-            Err(error) => Err(StepError::because(&error)),
-            Ok(built) => ctx.set_result(&built.image.to_string()),
+        let built = match joined(news.follow(ctx, work, &job).await) {
+            Err(image::RecipeError::Cancelled(_)) => return Err(StepError::Cancelled),
+            Err(error) => return Err(StepError::because(&error)),
+            Ok(built) => built,
+        };
+        if vm {
+            let making = self.0.node.prepare_machine(built.image, job.clone());
+            match news.follow(ctx, making, &job).await {
+                Ok(()) => {}
+                Err(_) if job.cancel_token().is_cancelled() => return Err(StepError::Cancelled),
+                Err(error) => return Err(StepError::because(&error)),
+            }
         }
+        ctx.set_result(&built.image.to_string())
     }
 
     async fn undo(&self, _ctx: &Context) -> Result<(), StepError> {

@@ -31,7 +31,7 @@ use crate::{
 
 const PROGRAM: &str = "mmdebstrap";
 /// Raise when the packages or hooks below change, so that cached results are not found again.
-const REVISION: u32 = 1;
+const REVISION: u32 = 2;
 /// Lines of the tool's output kept for the error message.
 const KEPT_LINES: usize = 20;
 const MAX_LINE: u64 = 4096;
@@ -45,6 +45,10 @@ pub struct DebianRecipe {
     pub packages: Vec<String>,
     /// With systemd as init: a system-container image.
     pub systemd: bool,
+    /// With what a machine of its own needs besides an init: devices appear by udev, and nothing that
+    /// only a container lacks is left out. Includes `systemd`.
+    #[serde(default)]
+    pub machine: bool,
     /// Mirror URL; the host's own apt sources, or mmdebstrap's default, when `None`.
     pub mirror: Option<String>,
 }
@@ -58,6 +62,17 @@ const SYSTEM_PACKAGES: [&str; 7] = [
     "iputils-ping",
     "procps",
     "ca-certificates",
+];
+
+/// Packages of a virtual machine besides those of a system container.
+const MACHINE_PACKAGES: [&str; 2] = ["udev", "kmod"];
+
+/// Units that would wait for what a virtual machine here has otherwise: its network is set up before they
+/// start, its first boot asks nobody, and its console is a serial one.
+const MACHINE_MASKED: [&str; 3] = [
+    "systemd-networkd-wait-online.service",
+    "systemd-firstboot.service",
+    "getty@tty1.service",
 ];
 
 /// Units that need hardware, a kernel of their own or a console that a container does not have.
@@ -165,6 +180,13 @@ fn apt_sources() -> Digest {
     hasher.finish()
 }
 
+impl DebianRecipe {
+    /// Whether the image has an init.
+    fn has_init(&self) -> bool {
+        self.systemd || self.machine
+    }
+}
+
 impl Inputs {
     pub(super) fn key(&self) -> Digest {
         let Self {
@@ -181,10 +203,10 @@ impl Inputs {
     }
 
     pub(super) fn created_by(&self) -> String {
-        let kind = if self.recipe.systemd {
-            " --systemd"
-        } else {
-            ""
+        let kind = match (self.recipe.machine, self.recipe.systemd) {
+            (true, _) => " --vm",
+            (false, true) => " --system",
+            (false, false) => "",
         };
         format!(
             "berth image build --recipe debian --suite {}{kind}",
@@ -193,13 +215,17 @@ impl Inputs {
     }
 
     pub(super) fn run_config(&self) -> RunConfig {
-        if !self.recipe.systemd {
+        if !self.recipe.has_init() {
             return super::base_config(&["bash"]);
+        }
+        let mut env = vec![super::PATH.to_owned()];
+        if !self.recipe.machine {
+            env.push("container=berth".into());
         }
         RunConfig {
             // systemd shuts down in order on this signal (systemd(1), "Signals").
             stop_signal: "SIGRTMIN+3".into(),
-            env: vec![super::PATH.to_owned(), "container=berth".into()],
+            env,
             ..super::base_config(&["/sbin/init"])
         }
     }
@@ -214,8 +240,11 @@ impl Inputs {
         }
         command.arg("--dpkgopt=path-include=/usr/share/doc/*/copyright");
         let mut packages: Vec<&str> = self.recipe.packages.iter().map(String::as_str).collect();
-        if self.recipe.systemd {
+        if self.recipe.has_init() {
             packages.extend(SYSTEM_PACKAGES);
+        }
+        if self.recipe.machine {
+            packages.extend(MACHINE_PACKAGES);
         }
         if !packages.is_empty() {
             command.arg(format!("--include={}", packages.join(",")));
@@ -258,12 +287,17 @@ impl Inputs {
             ": > \"$1/etc/resolv.conf\"; echo localhost > \"$1/etc/hostname\"".to_owned(),
             "printf '127.0.0.1\\tlocalhost\\n::1\\tlocalhost ip6-localhost ip6-loopback\\n' > \"$1/etc/hosts\"".to_owned(),
         ];
-        if self.recipe.systemd {
-            let units = "\"$1/etc/systemd/system\"";
-            hooks.push(format!(
-                "for unit in {}; do ln -sf /dev/null {units}/$unit; done",
-                MASKED.join(" ")
-            ));
+        let units = "\"$1/etc/systemd/system\"";
+        let mask = |masked: &[&str]| {
+            let masked = masked.join(" ");
+            format!("for unit in {masked}; do ln -sf /dev/null {units}/$unit; done")
+        };
+        if self.recipe.machine {
+            hooks.push(mask(&MACHINE_MASKED));
+            // A login on the serial console comes by itself: the kernel is told of it.
+            hooks.push(format!("ln -sf multi-user.target {units}/default.target"));
+        } else if self.recipe.systemd {
+            hooks.push(mask(&MASKED));
             // A login on /dev/console, which is the container's terminal.
             hooks.push(format!(
                 "mkdir -p {units}/multi-user.target.wants && ln -sf multi-user.target {units}/default.target && \

@@ -111,13 +111,14 @@ pub(crate) struct CachedResult {
 
 impl Recipe {
     /// The name a build gets when the user gives none: `busybox:latest`, `debian:<suite>`, and for
-    /// system containers `debian:<suite>-systemd`.
+    /// system containers `debian:<suite>-systemd`, for virtual machines `debian:<suite>-vm`.
     ///
     /// # Errors
     /// When the suite cannot be a tag.
     pub fn default_name(&self) -> Result<Reference, RecipeError> {
         let (name, tag) = match self {
             Self::Busybox => ("busybox", "latest".to_owned()),
+            Self::Debian(recipe) if recipe.machine => ("debian", format!("{}-vm", recipe.suite)),
             Self::Debian(recipe) if recipe.systemd => {
                 ("debian", format!("{}-systemd", recipe.suite))
             }
