@@ -134,6 +134,8 @@ impl Default for Flags {
 }
 
 impl Flags {
+    /// Offset of all but the status flags, in their places in `rflags`.
+    pub(in crate::soft) const CONTROL: usize = std::mem::offset_of!(Self, control);
     /// Offset of the status flags, as `lahf; seto al` leaves them, for translated code.
     pub(in crate::soft) const STATUS: usize = std::mem::offset_of!(Self, status);
     /// All of them, as `pushfq` would store them; bit 1 is always set.

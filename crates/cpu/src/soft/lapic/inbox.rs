@@ -179,6 +179,11 @@ impl Inbox {
         self.sipi.load(Ordering::SeqCst) as u8
     }
 
+    /// The word behind [`Inbox::waiting`]; it lives as long as this does.
+    pub(in crate::soft) fn waiting_word(&self) -> &AtomicU32 {
+        &self.waiting
+    }
+
     /// The highest vector requested.
     pub(super) fn highest(&self) -> Option<u8> {
         if self.waiting.load(Ordering::Relaxed) & WAITING_REQUEST == 0 {

@@ -13,7 +13,11 @@ use std::ptr::NonNull;
 
 use super::super::core::Access;
 
-const ENTRIES: usize = 256;
+const ENTRIES: usize = 1024;
+/// Slots of code are fewer.
+const CODE_ENTRIES: usize = 256;
+/// So many entries that are not global are remembered, to be forgotten one by one.
+const MOST_LOCAL: usize = 512;
 const CONTEXTS: usize = 3;
 /// Bit of [`Entry::page`]: the translation stays when `cr3` is loaded.
 const GLOBAL: u64 = 1 << 63;
@@ -55,8 +59,12 @@ pub struct Tlb {
     write: [u64; ENTRIES * CONTEXTS],
     host: [u64; ENTRIES * CONTEXTS],
     page: Box<[u64; ENTRIES * CONTEXTS]>,
-    code: Box<[CodeEntry; ENTRIES * 2]>,
+    code: Box<[CodeEntry; CODE_ENTRIES * 2]>,
     context: Context,
+    /// Entries that are not global, up to [`MOST_LOCAL`] of them.
+    local: Vec<u32>,
+    /// A bit for the linear pages that code was found on, by the lowest bits of their numbers.
+    code_pages: [u64; 64],
     /// Code of the supervisor was found on pages that are not global.
     local_code: bool,
     changes: [u32; 2],
@@ -64,6 +72,22 @@ pub struct Tlb {
 
 fn slot(linear: u64) -> usize {
     (linear >> 12) as usize % ENTRIES
+}
+
+/// The slot of code at a linear address.
+fn code_slot(context: Context, linear: u64) -> usize {
+    usize::from(context != Context::User) * CODE_ENTRIES + (linear >> 12) as usize % CODE_ENTRIES
+}
+
+/// Where [`Tlb::code_pages`] knows of a page.
+fn code_page(linear: u64) -> (usize, u64) {
+    let number = linear >> 12;
+    ((number >> 6) as usize % 64, 1 << (number % 64))
+}
+
+/// A tag that no code looked up in this slot can equal.
+fn never_code(slot: usize) -> u64 {
+    ((slot % CODE_ENTRIES) as u64 ^ 1) << 12
 }
 
 /// A tag that nothing looked up in this slot can equal.
@@ -74,7 +98,7 @@ fn never(slot: usize) -> u64 {
 impl Default for Tlb {
     fn default() -> Self {
         let code = std::array::from_fn(|slot| CodeEntry {
-            tag: never(slot),
+            tag: never_code(slot),
             host: 0,
             page: 0,
         });
@@ -85,6 +109,8 @@ impl Default for Tlb {
             page: Box::new([0; ENTRIES * CONTEXTS]),
             code: Box::new(code),
             context: Context::Supervisor,
+            local: Vec::new(),
+            code_pages: [0; 64],
             local_code: false,
             changes: [0; 2],
         }
@@ -98,6 +124,8 @@ impl Tlb {
     pub(in crate::soft) const WRITE: usize = std::mem::offset_of!(Self, write);
     /// Offset of the host's addresses.
     pub(in crate::soft) const HOST: usize = std::mem::offset_of!(Self, host);
+    /// How many slots each context has: a power of two.
+    pub(in crate::soft) const SLOTS: u32 = ENTRIES as u32;
     /// Bytes of what one context has in each of these arrays.
     pub(in crate::soft) const STRIDE: usize = ENTRIES * size_of::<u64>();
 
@@ -144,7 +172,7 @@ impl Tlb {
     /// The host address of code at a linear address, if known, and the number of its page.
     #[inline(always)]
     pub(in crate::soft) fn code(&self, linear: u64) -> Option<(u64, usize)> {
-        let index = usize::from(self.context != Context::User) * ENTRIES + slot(linear);
+        let index = code_slot(self.context, linear);
         // SAFETY: as above; there are two contexts here.
         let entry = unsafe { self.code.get_unchecked(index) };
         let offset = linear ^ entry.tag;
@@ -164,10 +192,15 @@ impl Tlb {
         };
         self.host[index] = fill.host.as_ptr() as u64 & !0xfff;
         self.page[index] = fill.page as u64 | if fill.global { GLOBAL } else { 0 };
+        if !fill.global && self.local.len() < MOST_LOCAL {
+            self.local.push(index as u32);
+        }
     }
 
     pub(super) fn fill_code(&mut self, context: Context, fill: &Fill) {
-        let index = usize::from(context != Context::User) * ENTRIES + slot(fill.linear);
+        let index = code_slot(context, fill.linear);
+        let (word, bit) = code_page(fill.linear);
+        self.code_pages[word] |= bit;
         self.local_code |= context != Context::User && !fill.global;
         self.code[index] = CodeEntry {
             tag: fill.linear & !0xfff,
@@ -178,21 +211,35 @@ impl Tlb {
 
     /// Forgets everything, or everything but global pages.
     pub(in crate::soft) fn flush(&mut self, global: bool) {
-        for index in 0..ENTRIES * CONTEXTS {
-            if global || self.page[index] & GLOBAL == 0 {
-                self.read[index] = never(index);
-                self.write[index] = never(index);
+        if !global && self.local.len() < MOST_LOCAL {
+            for &index in &self.local {
+                let index = index as usize;
+                if self.page[index] & GLOBAL == 0 {
+                    self.read[index] = never(index);
+                    self.write[index] = never(index);
+                }
+            }
+        } else {
+            for index in 0..ENTRIES * CONTEXTS {
+                if global || self.page[index] & GLOBAL == 0 {
+                    self.read[index] = never(index);
+                    self.write[index] = never(index);
+                }
             }
         }
+        self.local.clear();
         for (index, entry) in self.code.iter_mut().enumerate() {
             if global || entry.page & GLOBAL == 0 {
-                entry.tag = never(index);
+                entry.tag = never_code(index);
             }
         }
         self.changes[0] = self.changes[0].wrapping_add(1);
         if global || self.local_code {
             self.changes[1] = self.changes[1].wrapping_add(1);
             self.local_code = false;
+        }
+        if global {
+            self.code_pages = [0; 64];
         }
     }
 
@@ -203,11 +250,15 @@ impl Tlb {
             self.read[context * ENTRIES + slot] = never(slot);
             self.write[context * ENTRIES + slot] = never(slot);
         }
-        for context in 0..2 {
-            self.code[context * ENTRIES + slot].tag = never(slot);
+        for context in [Context::User, Context::Supervisor] {
+            let slot = code_slot(context, linear);
+            self.code[slot].tag = never_code(slot);
         }
-        for changes in &mut self.changes {
-            *changes = changes.wrapping_add(1);
+        let (word, bit) = code_page(linear);
+        if self.code_pages[word] & bit != 0 {
+            for changes in &mut self.changes {
+                *changes = changes.wrapping_add(1);
+            }
         }
     }
 

@@ -63,14 +63,14 @@ pub(super) struct Source<'a> {
 }
 
 /// The slow path of an access, or of the vector registers.
-struct Slow {
-    jump: Jump,
-    kind: SlowKind,
+pub(super) struct Slow {
+    pub(super) jump: Jump,
+    pub(super) kind: SlowKind,
     /// Where it goes on; `None` when its instruction ends the block.
-    resume: Option<usize>,
+    pub(super) resume: Option<usize>,
 }
 
-enum SlowKind {
+pub(super) enum SlowKind {
     /// The number of the instruction, whether flags are kept in `ax`, and what of the vector
     /// registers was loaded before.
     Handler(usize, bool, u8),
@@ -84,16 +84,16 @@ enum SlowKind {
 
 /// Writes a block.
 pub(super) struct Writer<'a> {
-    code: &'a mut Assembler,
+    pub(super) code: &'a mut Assembler,
     thunks: Thunks,
-    source: &'a Source<'a>,
+    pub(super) source: &'a Source<'a>,
     /// For each instruction, whether flags are of use before it.
-    live: Vec<bool>,
-    slow: Vec<Slow>,
+    pub(super) live: Vec<bool>,
+    pub(super) slow: Vec<Slow>,
     /// Direct jumps within the page.
     pub(super) exits: Vec<Exit>,
     /// How much of the vector registers is known to be loaded.
-    level: u8,
+    pub(super) level: u8,
     /// Numbers of the instructions that became calls of handlers.
     pub(super) untranslated: Vec<usize>,
 }
@@ -126,7 +126,7 @@ fn counts_for_sure(instruction: &Instruction) -> bool {
 }
 
 /// Whether the guest's `rsp`, as `push` and its kin use it, may be looked at by the host.
-fn stack(context: usize, write: bool, keep_flags: bool) -> Access {
+pub(super) fn stack(context: usize, write: bool, keep_flags: bool) -> Access {
     Access {
         bytes: 8,
         aligned: false,
@@ -237,7 +237,13 @@ impl<'a> Writer<'a> {
     fn instruction(&mut self, index: usize, form: &Form) {
         let done = match form.class {
             Class::Nothing | Class::Jump | Class::JumpIf => Some(()),
-            Class::Computation => self.computation(index, form, None),
+            Class::Computation => self.computation(index, form, 0, false),
+            Class::Aligned => self.computation(index, form, 0, true),
+            Class::Divide(signed) => self.divide(index, signed),
+            Class::PushMemory => self.push_memory(index),
+            Class::PushFlags => self.push_flags(index),
+            Class::SwapGs => self.swap_gs(),
+            Class::InterruptFlag(on) => self.interrupt_flag(index, on),
             Class::Vector(unit, mxcsr) => self.vector(index, form, unit, mxcsr),
             Class::Lea => self.lea(index),
             Class::Push => self.push(index),
@@ -278,7 +284,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Looks up the linear address in `r10`.
-    fn find(&mut self, index: usize, access: &Access) -> usize {
+    pub(super) fn find(&mut self, index: usize, access: &Access) -> usize {
         let jump = find(self.code, access);
         self.slow.push(Slow {
             jump,
@@ -289,7 +295,7 @@ impl<'a> Writer<'a> {
     }
 
     /// The slow path goes on here.
-    fn resume(&mut self, slow: usize) {
+    pub(super) fn resume(&mut self, slow: usize) {
         self.slow[slow].resume = Some(self.code.here());
     }
 
@@ -302,7 +308,7 @@ impl<'a> Writer<'a> {
         let instruction = &self.source.instructions[index];
         let bytes = u8::try_from(instruction.memory_size().size()).ok()?;
         let aligned = allow::alignment_mask(instruction, bytes) != 0;
-        self.computation(index, form, Some((level, aligned)))
+        self.computation(index, form, level, aligned)
     }
 
     fn ensure_vectors(&mut self, level: u8, keep_flags: bool) {
@@ -328,9 +334,8 @@ impl<'a> Writer<'a> {
     }
 
     /// An instruction the host executes: registers that are elsewhere renamed or loaded, the
-    /// memory operand at `[r10]`. `vector`: what it needs of the vector registers, and whether
-    /// its operand must be aligned.
-    fn computation(&mut self, index: usize, form: &Form, vector: Option<(u8, bool)>) -> Option<()> {
+    /// memory operand at `[r10]`. `level` says what it needs of the vector registers.
+    fn computation(&mut self, index: usize, form: &Form, level: u8, aligned: bool) -> Option<()> {
         let instruction = &self.source.instructions[index];
         let bytes = self.bytes(index);
         let operands = 0..instruction.op_count();
@@ -341,9 +346,7 @@ impl<'a> Writer<'a> {
             instruction.op_kind(it) == OpKind::Register && is_moved(instruction.op_register(it))
         });
         if !in_memory && !moved {
-            if let Some((level, _)) = vector {
-                self.ensure_vectors(level, self.live[index]);
-            }
+            self.ensure_vectors(level, self.live[index]);
             self.code.raw(bytes);
             return Some(());
         }
@@ -359,14 +362,12 @@ impl<'a> Writer<'a> {
         if in_memory && (size == 0 || size > 64) {
             return None;
         }
-        if let Some((level, _)) = vector {
-            self.ensure_vectors(level, self.live[index]);
-        }
+        self.ensure_vectors(level, self.live[index]);
         let slow = in_memory.then(|| {
             operand::address(self.code, instruction);
             let access = Access {
                 bytes: size,
-                aligned: vector.is_some_and(|(_, aligned)| aligned),
+                aligned,
                 write: form.writes_memory,
                 context: self.source.mode.context(),
                 keep_flags: self.live[index],
@@ -647,7 +648,7 @@ impl<'a> Writer<'a> {
 }
 
 /// `[r10]`.
-fn at_s0() -> Address {
+pub(super) fn at_s0() -> Address {
     Address {
         base: Some(S0),
         index: None,

@@ -27,6 +27,8 @@ const BY_8: u8 = 3;
 /// Condition codes, as in opcodes.
 pub(super) mod condition {
     pub(in crate::soft::translate) const BELOW: u8 = 2;
+    pub(in crate::soft::translate) const ABOVE_OR_EQUAL: u8 = 3;
+    pub(in crate::soft::translate) const BELOW_OR_EQUAL: u8 = 6;
     pub(in crate::soft::translate) const EQUAL: u8 = 4;
     pub(in crate::soft::translate) const NOT_EQUAL: u8 = 5;
     pub(in crate::soft::translate) const ABOVE: u8 = 7;
@@ -227,10 +229,11 @@ impl Assembler {
         self.at(true, &[0x8d], reg, address);
     }
 
-    /// `rorx r11, r10, 12; movzx r11d, r11b`: the number of a page, as the slot of its translation.
-    pub(super) fn slot(&mut self) {
+    /// `rorx r11, r10, 12; and r11d, mask`: the number of a page, as the slot of its translation.
+    pub(super) fn slot(&mut self, mask: u32) {
         self.raw(&[0xc4, 0x43, 0xfb, 0xf0, 0xda, 12]);
-        self.raw(&[0x45, 0x0f, 0xb6, 0xdb]);
+        self.raw(&[0x41, 0x81, 0xe3]);
+        self.dword(mask);
     }
 
     /// `cmp r10, value`.
@@ -255,6 +258,17 @@ impl Assembler {
     pub(super) fn set_field(&mut self, offset: usize, value: u8) {
         self.gs(false, &[0xc6], 0, offset);
         self.byte(value);
+    }
+
+    /// `register &= gs:[offset]`, by `pext` and `pdep`: leaves the flags.
+    pub(super) fn and_field(&mut self, register: u8, offset: usize) {
+        let inverted = if register < 8 { 0x80 } else { 0 };
+        for operation in [0xaa | 0x80, 0xab] {
+            let third = operation & 0x87 | (!register & 15) << 3;
+            self.raw(&[0x65, 0xc4, inverted | 0x62, third, 0xf5]);
+            self.raw(&[(register & 7) << 3 | 4, 0x25]);
+            self.dword(offset as u32);
+        }
     }
 
     /// `pext r11, r10, gs:[offset]`.

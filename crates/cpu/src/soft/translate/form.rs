@@ -39,6 +39,15 @@ pub(super) enum Class {
     Push,
     Pop,
     Leave,
+    PushMemory,
+    PushFlags,
+    SwapGs,
+    /// `sti`, or `cli`.
+    InterruptFlag(bool),
+    /// `idiv`, or `div`.
+    Divide(bool),
+    /// A computation with an operand that must be aligned.
+    Aligned,
     Jump,
     JumpIf,
     JumpIndirect,
@@ -169,7 +178,10 @@ impl Forms {
             }
         }
         // What has no memory operand in the first instance seen may have one in the next.
-        if matches!(form.class, Class::Computation | Class::Vector(..)) {
+        if matches!(
+            form.class,
+            Class::Computation | Class::Vector(..) | Class::Aligned
+        ) {
             form.writes_memory |= form.rm.written || writes_first(instruction, &mut self.factory);
         }
         form
@@ -213,6 +225,12 @@ fn class(instruction: &Instruction) -> Class {
         Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 => return Class::Push,
         Code::Pop_r64 => return Class::Pop,
         Code::Leaveq => return Class::Leave,
+        Code::Push_rm64 => return Class::PushMemory,
+        Code::Pushfq => return Class::PushFlags,
+        Code::Swapgs => return Class::SwapGs,
+        Code::Cli => return Class::InterruptFlag(false),
+        Code::Sti => return Class::InterruptFlag(true),
+        Code::Cmpxchg16b_m128 => return Class::Aligned,
         Code::Lea_r32_m | Code::Lea_r64_m => return Class::Lea,
         _ => {}
     }
@@ -233,6 +251,14 @@ fn class(instruction: &Instruction) -> Class {
         | Mnemonic::Prefetcht2
         | Mnemonic::Prefetchw => Class::Nothing,
         Mnemonic::Vzeroupper | Mnemonic::Vzeroall => Class::Vector(Unit::Avx, false),
+        Mnemonic::Div | Mnemonic::Idiv
+            if matches!(
+                code,
+                Code::Div_rm32 | Code::Div_rm64 | Code::Idiv_rm32 | Code::Idiv_rm64
+            ) =>
+        {
+            Class::Divide(instruction.mnemonic() == Mnemonic::Idiv)
+        }
         Mnemonic::Lfence | Mnemonic::Mfence | Mnemonic::Sfence => Class::Computation,
         mnemonic if is_integer(mnemonic) => integer(instruction),
         _ if allow::is_computation(instruction) => vector(instruction),

@@ -5,7 +5,14 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use crate::soft::{Core, Fault, Flags, Flow, Op, memory::tlb::Tlb, op::RIP, vector::Vector};
+use crate::soft::{
+    Core, Fault, Flags, Flow, Op,
+    flags::{IF, RF, STATUS as STATUS_FLAGS, TF, VM},
+    memory::tlb::Tlb,
+    op::{RIP, Width},
+    system::msr::Msrs,
+    vector::Vector,
+};
 
 use super::{counters::Counters, mode::Mode};
 
@@ -36,6 +43,14 @@ pub(super) mod exit {
 pub(in crate::soft) struct Interface {
     /// The attention word; translated code reads it.
     attention: *const AtomicU32,
+    /// Not zero when an interrupt may wait; translated code reads it.
+    waiting: *const AtomicU32,
+    /// Where translated code goes on after a handler that branched.
+    jump: usize,
+    /// The status flags, in their places.
+    status: u64,
+    /// All flags that `pushf` shows.
+    shown: u64,
     /// Why it came back.
     pub(super) exit: u64,
     /// Where translated code puts `rax`, and the target of a jump, for a moment.
@@ -68,6 +83,10 @@ impl Default for Interface {
         let mask = |targets: usize| (targets as u64 - 1) << LOWEST_BIT;
         Self {
             attention: std::ptr::null(),
+            waiting: std::ptr::null(),
+            jump: 0,
+            status: STATUS_FLAGS,
+            shown: !(RF | VM),
             exit: 0,
             spill: [0; 2],
             run_mxcsr: 0x1f80,
@@ -97,6 +116,16 @@ pub(super) const STATUS: usize = offset_of!(Core, flags) + Flags::STATUS;
 /// `rip`.
 pub(super) const GUEST_RIP: usize = guest(RIP);
 pub(super) const ATTENTION: usize = THIS + offset_of!(Interface, attention);
+pub(super) const WAITING: usize = THIS + offset_of!(Interface, waiting);
+pub(super) const JUMP: usize = THIS + offset_of!(Interface, jump);
+/// The status flags, as a mask.
+pub(super) const STATUS_MASK: usize = THIS + offset_of!(Interface, status);
+/// The flags that `pushf` shows, as a mask.
+pub(super) const SHOWN_MASK: usize = THIS + offset_of!(Interface, shown);
+/// All flags but the status flags.
+pub(super) const CONTROL: usize = offset_of!(Core, flags) + Flags::CONTROL;
+/// What `swapgs` puts into the base of `gs`.
+pub(super) const KERNEL_GS_BASE: usize = offset_of!(Core, msrs) + offset_of!(Msrs, kernel_gs_base);
 pub(super) const EXIT: usize = THIS + offset_of!(Interface, exit);
 pub(super) const SPILL_RAX: usize = THIS + offset_of!(Interface, spill);
 pub(super) const SPILL_TARGET: usize = SPILL_RAX + 8;
@@ -148,6 +177,7 @@ impl Core {
     /// Before translated code is entered.
     pub(super) fn prepare_translated(&mut self, attention: &AtomicU32, mode: Mode) {
         self.interface.attention = attention;
+        self.interface.waiting = self.platform.apic.inbox().waiting_word();
         self.interface.mode = mode;
         self.interface.changes = self.tlb.changes();
         self.interface.run_mxcsr = self.run_mxcsr(mode);
@@ -172,8 +202,18 @@ impl Core {
     }
 }
 
+/// What translated code does after a handler.
+mod after {
+    /// Goes on with the next instruction.
+    pub(super) const NEXT: u32 = 0;
+    /// Comes back.
+    pub(super) const LEAVE: u32 = 1;
+    /// Jumps to `Interface::jump`.
+    pub(super) const JUMP: u32 = 2;
+}
+
 /// Runs the handler of one instruction for translated code; everything the guest can see is in the
-/// core. Returns whether translated code is to be left.
+/// core. Returns what translated code does then, as [`after`] numbers it.
 ///
 /// It is left too when the attention word is set: what serializes has a handler, and past that the
 /// guest may expect code as others have written it, also where no branch leads back or elsewhere.
@@ -183,29 +223,60 @@ pub(super) unsafe extern "sysv64" fn call_handler(core: *mut Core, op: *const Op
     let (core, op) = unsafe { (&mut *core, &*op) };
     core.take_mxcsr();
     core.interface.counters.handlers += 1;
-    let next = |core: &mut Core| {
-        core.regs[RIP as usize] = core.regs[RIP as usize].wrapping_add(u64::from(op.len));
-    };
     let outcome = (op.run)(core, op);
-    match outcome {
-        Ok(Flow::Next) => {
-            let mode = core.interface.mode;
-            // SAFETY: set on entry, to a word that lives as long as the run.
-            let attention = unsafe { &*core.interface.attention };
-            let unchanged = attention.load(Ordering::Relaxed) == 0
-                && !core.block_end.is_null()
-                && Mode::of(core) == mode
-                && core.interface.changes == core.tlb.changes();
-            if unchanged {
-                core.interface.run_mxcsr = core.run_mxcsr(mode);
-                return 0;
-            }
-            next(core);
-        }
-        Ok(Flow::Sync) => next(core),
-        _ => {}
+    let Ok(flow) = outcome else {
+        return core.leave_translated(outcome);
+    };
+    let goes_on = match flow {
+        Flow::Next | Flow::Branch => !core.block_end.is_null(),
+        Flow::Sync | Flow::SyncBranch => !core.block_end.is_null() && core.may_go_on(),
+        Flow::Again => false,
+    };
+    // SAFETY: set on entry, to a word that lives as long as the run.
+    let attention = unsafe { &*core.interface.attention };
+    let goes_on = goes_on && attention.load(Ordering::Relaxed) == 0;
+    let mode = Mode::of(core);
+    let next = matches!(flow, Flow::Next | Flow::Sync);
+    if goes_on && next && mode == core.interface.mode && core.has_same_tlb() {
+        core.interface.run_mxcsr = core.run_mxcsr(mode);
+        return after::NEXT;
     }
-    core.interface.exit = exit::HANDLER;
-    core.interface.outcome = outcome;
-    1
+    if next {
+        core.regs[RIP as usize] = core.regs[RIP as usize].wrapping_add(u64::from(op.len));
+    }
+    let known_units = mode.units() == core.interface.mode.units();
+    if goes_on && known_units && core.width == Width::Code64 && core.has_same_tlb() {
+        core.interface.mode = mode;
+        core.interface.run_mxcsr = core.run_mxcsr(mode);
+        let slot = target_slot(mode.context(), core.rip());
+        core.interface.jump = core.interface.targets[slot];
+        return after::JUMP;
+    }
+    core.leave_translated(outcome)
+}
+
+impl Core {
+    #[inline(always)]
+    fn has_same_tlb(&self) -> bool {
+        self.interface.changes == self.tlb.changes()
+    }
+
+    /// Whether what a handler changed is nothing to be looked at before more code is run. An
+    /// interrupt that may be taken now sets the attention word, which translated code looks at.
+    fn may_go_on(&self) -> bool {
+        let events = &self.events;
+        if events.shadow || events.halted || events.waits_for_sipi || self.flags.any(TF) {
+            return false;
+        }
+        if self.flags.any(IF) {
+            self.platform.apic.look();
+        }
+        true
+    }
+
+    fn leave_translated(&mut self, outcome: Result<Flow, Fault>) -> u32 {
+        self.interface.exit = exit::HANDLER;
+        self.interface.outcome = outcome;
+        after::LEAVE
+    }
 }

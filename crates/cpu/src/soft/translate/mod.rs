@@ -13,6 +13,7 @@
 //!
 //! - [`form`]: what is known of an opcode; [`encoding`]: an instruction's bytes, taken apart;
 //! - [`emit`]: writes bytes; [`operand`]: writes what finds an operand; [`block`]: writes a block;
+//!   [`system`]: writes what of it needs privilege or may fault;
 //! - [`mode`]: what a translation takes for granted;
 //! - [`thunks`], [`interface`]: the way in and out; [`cache`]: the memory of code.
 //!
@@ -35,6 +36,7 @@ mod form;
 pub(in crate::soft) mod interface;
 mod mode;
 mod operand;
+mod system;
 #[cfg(test)]
 mod tests;
 mod thunks;
@@ -139,7 +141,7 @@ pub(super) struct Translator {
     seen: u64,
     /// [`super::memory::tlb::Tlb::changes`] when the targets were emptied last.
     tlb_changes: [u32; 2],
-    /// [`Mode::units`] of the translations among the targets.
+    /// [`Mode::units`] of what the targets hold.
     units: u8,
     forms: Forms,
     code: Assembler,
@@ -186,7 +188,7 @@ impl Translator {
             filled: [Vec::new(), Vec::new()],
             seen: 0,
             tlb_changes: [u32::MAX; 2],
-            units: 0,
+            units: u8::MAX,
             forms: Forms::new(),
             code,
             instructions: Vec::new(),
@@ -221,6 +223,10 @@ impl Translator {
     ) -> Option<Result<Flow, Fault>> {
         self.refresh(core);
         let mode = Mode::of(core);
+        if mode.units() != self.units {
+            self.units = mode.units();
+            self.empty_targets(core);
+        }
         let key = Key::new(host, core.rip(), mode);
         let pending = self.pending.take();
         let entry = *self.entries.get(&key)?;
@@ -239,10 +245,12 @@ impl Translator {
                 std::mem::transmute(self.thunks.enter);
             enter(core, entry.body);
         }
-        Some(self.came_back(core, mode))
+        Some(self.came_back(core))
     }
 
-    fn came_back(&mut self, core: &mut Core, mode: Mode) -> Result<Flow, Fault> {
+    fn came_back(&mut self, core: &mut Core) -> Result<Flow, Fault> {
+        // A handler may have changed it.
+        let mode = core.interface.mode;
         let rip = core.rip();
         let pending = |way| Some(Pending { way, rip, mode });
         let reason = core.interface.exit;
@@ -293,12 +301,6 @@ impl Translator {
         if changes != self.seen {
             self.forget_stale(core, changes);
         }
-        let units = Mode::of(core).units();
-        if units != self.units {
-            // Targets are found by address alone, so all are of the same kind.
-            self.units = units;
-            self.tlb_changes = [u32::MAX; 2];
-        }
         let changes = core.tlb.changes();
         if changes != self.tlb_changes {
             for (space, filled) in self.filled.iter_mut().enumerate() {
@@ -309,13 +311,18 @@ impl Translator {
                     }
                 }
             }
-            if self.tlb_changes == [u32::MAX; 2] {
-                core.interface.targets.fill(self.thunks.miss);
-            }
             self.tlb_changes = changes;
             // What led out did so before the change.
             self.pending = None;
         }
+    }
+
+    /// Lets all targets lead out.
+    fn empty_targets(&mut self, core: &mut Core) {
+        core.interface.counters.retargets += 1;
+        core.interface.targets.fill(self.thunks.miss);
+        self.filled = [Vec::new(), Vec::new()];
+        self.pending = None;
     }
 
     /// Forgets translations of pages that were written to.
@@ -361,13 +368,11 @@ impl Translator {
     /// Forgets all.
     fn forget(&mut self, core: &mut Core) {
         core.interface.counters.flushes += 1;
-        core.interface.targets.fill(self.thunks.miss);
-        self.filled = [Vec::new(), Vec::new()];
+        self.empty_targets(core);
         self.entries.clear();
         self.pages.clear();
         self.links.clear();
         self.ops.clear();
-        self.pending = None;
         self.used = self.start;
     }
 

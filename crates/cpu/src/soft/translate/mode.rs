@@ -1,6 +1,6 @@
 //! What a translation takes for granted.
 
-use crate::soft::{Core, vector::Unit};
+use crate::soft::{Core, memory::tlb::Context, vector::Unit};
 
 /// What a translation takes for granted: on whose behalf it accesses memory, which units are open,
 /// and whether the guest's `mxcsr` has floating point compute as the host does.
@@ -11,6 +11,7 @@ const CONTEXT: u8 = 3;
 const SSE: u8 = 1 << 2;
 const AVX: u8 = 1 << 3;
 const AS_HOST: u8 = 1 << 4;
+const RING_0: u8 = 1 << 5;
 /// All exceptions masked, rounding to nearest, denormals as they are.
 const MASKED: u32 = 0x1f80;
 const RAISED: u32 = 0x3f;
@@ -25,11 +26,12 @@ impl Mode {
             core.tlb.context() as u8
                 | flag(SSE, vector.is_open(Unit::Sse))
                 | flag(AVX, vector.is_open(Unit::Avx))
+                | flag(RING_0, core.privilege == 0)
                 | flag(AS_HOST, vector.state.mxcsr & !RAISED == MASKED),
         )
     }
 
-    /// As a number under 32.
+    /// As a number under 64.
     pub(super) fn number(self) -> u8 {
         self.0
     }
@@ -39,9 +41,19 @@ impl Mode {
         usize::from(self.0 & CONTEXT)
     }
 
-    /// All of it but the context, as a number.
+    /// All of it that is the same wherever code lies: what a target may be of without being asked.
     pub(super) fn units(self) -> u8 {
-        self.0 & !CONTEXT
+        let ring_0 = if self.context() == Context::User as usize {
+            RING_0
+        } else {
+            self.0 & RING_0
+        };
+        self.0 & (SSE | AVX | AS_HOST) | ring_0
+    }
+
+    /// Whether ring 0's instructions are permitted.
+    pub(super) fn is_ring0(self) -> bool {
+        self.0 & RING_0 != 0
     }
 
     /// Whether a unit is open.

@@ -105,7 +105,7 @@ pub(super) fn find(code: &mut Assembler, access: &Access) -> Jump {
     }
     let context = access.context * Tlb::STRIDE;
     let tags = if access.write { TLB_WRITE } else { TLB_READ };
-    code.slot();
+    code.slot(Tlb::SLOTS - 1);
     // xor r10, tag
     code.gs_indexed(true, &[0x33], S0, S1, tags + context);
     let slow = if access.aligned {

@@ -3,8 +3,8 @@
 use super::{
     emit::{Assembler, GUEST_RSP, RAX, RSP, S0, S1, condition},
     interface::{
-        EXIT, GUEST_RIP, LIVE_MXCSR, RUN_MXCSR, STATUS, VECTORS, call_handler, exit, guest, xmm,
-        ymm_high,
+        EXIT, GUEST_RIP, JUMP, LIVE_MXCSR, RUN_MXCSR, STATUS, VECTORS, call_handler, exit, guest,
+        xmm, ymm_high,
     },
 };
 
@@ -125,9 +125,19 @@ fn handler(code: &mut Assembler, save_vectors: usize) -> usize {
     code.raw(&ADD_RSP_8);
     // test eax, eax
     code.raw(&[0x85, 0xc0]);
-    let leave = code.jump_if(condition::NOT_EQUAL);
+    let other = code.jump_if(condition::NOT_EQUAL);
     load(code);
     code.byte(RET);
+    code.land(other);
+    // cmp eax, 2
+    code.raw(&[0x83, 0xf8, 2]);
+    let leave = code.jump_if(condition::NOT_EQUAL);
+    // Drops the address of the caller.
+    code.raw(&ADD_RSP_8);
+    load(code);
+    code.load(S0, GUEST_RIP);
+    // jmp gs:[jump]
+    code.gs(false, &[0xff], 4, JUMP);
     code.land(leave);
     // Drops the address of the caller.
     code.raw(&ADD_RSP_8);
