@@ -23,8 +23,8 @@ use super::{
 
 /// A core with its blocks.
 pub struct Interpreter {
-    /// The state.
-    pub core: Core,
+    /// The state. It is large, and stays where it is.
+    pub core: Box<Core>,
     blocks: Blocks,
     translator: Option<Box<Translator>>,
     lockstep: Option<Box<Lockstep>>,
@@ -76,7 +76,7 @@ impl Interpreter {
     pub fn new(core: Core) -> Self {
         Self {
             blocks: Blocks::new(core.ram.clone()),
-            core,
+            core: Box::new(core),
             translator: None,
             lockstep: None,
             instructions: 0,

@@ -10,7 +10,9 @@
 //! they are overwritten before anybody reads them, they are not kept. A fault there shows the
 //! guest's handler flags that are not the guest's.
 
-use iced_x86::{Instruction, OpKind, RflagsBits};
+use std::ops::Range;
+
+use iced_x86::{Instruction, Mnemonic, OpKind, RflagsBits};
 
 use super::{
     emit::{Address, Assembler, GUEST_RSP, Jump, RAX, RBP, S0, S1, condition},
@@ -71,9 +73,9 @@ pub(super) struct Slow {
 }
 
 pub(super) enum SlowKind {
-    /// The number of the instruction, whether flags are kept in `ax`, and what of the vector
+    /// The numbers of the instructions, whether flags are kept in `ax`, and what of the vector
     /// registers was loaded before.
-    Handler(usize, bool, u8),
+    Handlers(Range<usize>, bool, u8),
     /// Loads the vector registers.
     Vectors(u8),
     /// Leaves, as the attention word is set.
@@ -110,7 +112,8 @@ fn liveness(instructions: &[Instruction], forms: &[Form]) -> Vec<bool> {
                 | instruction.rflags_cleared()
                 | instruction.rflags_set();
             if !form.counts || counts_for_sure(instruction) {
-                flags &= !(overwritten & !instruction.rflags_undefined());
+                // What is undefined may be anything.
+                flags &= !(overwritten | instruction.rflags_undefined());
             }
             flags |= instruction.rflags_read() & ALL_FLAGS;
         }
@@ -156,8 +159,15 @@ impl<'a> Writer<'a> {
             untranslated: Vec::new(),
         };
         let entry = writer.entries();
-        for (index, form) in all.iter().enumerate() {
-            writer.instruction(index, form);
+        let mut index = 0;
+        while index < all.len() {
+            index += match writer.stack_run(&all[index..], index) {
+                0 => {
+                    writer.instruction(index, &all[index]);
+                    1
+                }
+                count => count,
+            };
         }
         writer.end(all.last().map_or(Class::Handler, |it| it.class));
         writer.slow_paths();
@@ -224,7 +234,7 @@ impl<'a> Writer<'a> {
     }
 
     /// The address behind the block.
-    fn next_rip(&self) -> u64 {
+    pub(super) fn next_rip(&self) -> u64 {
         let last = self.source.instructions.last();
         last.map_or(self.source.rip, Instruction::next_ip)
     }
@@ -246,21 +256,10 @@ impl<'a> Writer<'a> {
             Class::InterruptFlag(on) => self.interrupt_flag(index, on),
             Class::Vector(unit, mxcsr) => self.vector(index, form, unit, mxcsr),
             Class::Lea => self.lea(index),
-            Class::Push => self.push(index),
-            Class::Pop => self.pop(index),
             Class::Leave => self.leave(index),
-            Class::Call => {
-                let next = self.next_rip();
-                self.push_value(index, next, None);
-                Some(())
-            }
-            Class::Return => {
-                self.ret(index);
-                Some(())
-            }
             Class::JumpIndirect => self.jump_indirect(index),
             Class::CallIndirect => self.call_indirect(index),
-            Class::Handler | Class::Unknown => None,
+            _ => None,
         };
         if done.is_none() {
             self.handler(index);
@@ -288,10 +287,17 @@ impl<'a> Writer<'a> {
         let jump = find(self.code, access);
         self.slow.push(Slow {
             jump,
-            kind: SlowKind::Handler(index, access.keep_flags, self.level),
+            kind: SlowKind::Handlers(index..index + 1, access.keep_flags, self.level),
             resume: None,
         });
         self.slow.len() - 1
+    }
+
+    /// Looks up the linear address in `r10` for several instructions, which have a handler each.
+    pub(super) fn find_for_all(&mut self, run: Range<usize>, access: &Access) -> usize {
+        let slow = self.find(run.start, access);
+        self.slow[slow].kind = SlowKind::Handlers(run, access.keep_flags, self.level);
+        slow
     }
 
     /// The slow path goes on here.
@@ -357,6 +363,9 @@ impl<'a> Writer<'a> {
         if encoding.has_high_byte(form) {
             return None;
         }
+        if !in_memory && self.fold(instruction, form, &encoding) {
+            return Some(());
+        }
         let placed = Placed::new(&encoding, form, in_memory)?;
         let size = instruction.memory_size().size() as u32;
         if in_memory && (size == 0 || size > 64) {
@@ -389,6 +398,41 @@ impl<'a> Writer<'a> {
         Some(())
     }
 
+    /// Writes an instruction whose field `r/m` names a register that is kept in the core with
+    /// that as its operand; `false` where it would not do the same.
+    fn fold(&mut self, instruction: &Instruction, form: &Form, encoding: &Encoding<'_>) -> bool {
+        let mut named = encoding.named();
+        if form.class != Class::Computation
+            || !form.rm.general
+            || host_of(named.rm).is_some()
+            || form.opcode.general
+            || differs_in_memory(instruction.mnemonic())
+        {
+            return false;
+        }
+        // What is written to 32 bits of a register clears the others.
+        let operand = (0..instruction.op_count())
+            .find(|it| op::gpr(instruction.op_register(*it)) == Some(named.rm));
+        let bytes = operand.map_or(4, |it| instruction.op_register(it).size());
+        if form.rm.written && bytes == 4 {
+            return false;
+        }
+        for (field, general) in [
+            (&mut named.reg, form.reg.general),
+            (&mut named.vvvv, form.vvvv.general),
+        ] {
+            if general {
+                match host_of(*field) {
+                    Some(host) => *field = host,
+                    None => return false,
+                }
+            }
+        }
+        let rm = encoding.named().rm;
+        encoding.write_with_field(self.code, named, guest(rm));
+        true
+    }
+
     fn lea(&mut self, index: usize) -> Option<()> {
         let instruction = &self.source.instructions[index];
         if !is_plain(instruction) {
@@ -409,62 +453,6 @@ impl<'a> Writer<'a> {
         Some(())
     }
 
-    fn push(&mut self, index: usize) -> Option<()> {
-        let instruction = &self.source.instructions[index];
-        if instruction.op0_kind() == OpKind::Register {
-            let number = op::gpr(instruction.op0_register())?;
-            self.push_value(index, 0, Some(number));
-        } else {
-            self.push_value(index, instruction.immediate(0), None);
-        }
-        Some(())
-    }
-
-    /// Pushes a register of the guest, or a number. Destroys `r10` and `r11`.
-    fn push_value(&mut self, index: usize, value: u64, register: Option<u8>) {
-        self.code.lea(S0, GUEST_RSP, -8);
-        let access = stack(self.source.mode.context(), true, self.live[index]);
-        let slow = self.find(index, &access);
-        let code = &mut *self.code;
-        let from = match register {
-            Some(number) => host_of(number).unwrap_or_else(|| {
-                code.load(S1, guest(number));
-                S1
-            }),
-            None => {
-                code.mov_value(S1, value);
-                S1
-            }
-        };
-        code.at(true, &[0x89], from, at_s0());
-        code.lea(GUEST_RSP, GUEST_RSP, -8);
-        if !matches!(
-            self.source.instructions[index].flow_control(),
-            iced_x86::FlowControl::Call | iced_x86::FlowControl::IndirectCall
-        ) {
-            self.resume(slow);
-        }
-    }
-
-    fn pop(&mut self, index: usize) -> Option<()> {
-        let number = op::gpr(self.source.instructions[index].op0_register())?;
-        if number == 4 {
-            return None;
-        }
-        self.code.mov(S0, GUEST_RSP);
-        let access = stack(self.source.mode.context(), false, self.live[index]);
-        let slow = self.find(index, &access);
-        let code = &mut *self.code;
-        let to = host_of(number);
-        code.at(true, &[0x8b], to.unwrap_or(S1), at_s0());
-        if to.is_none() {
-            code.store(S1, guest(number));
-        }
-        code.lea(GUEST_RSP, GUEST_RSP, 8);
-        self.resume(slow);
-        Some(())
-    }
-
     fn leave(&mut self, index: usize) -> Option<()> {
         self.code.mov(S0, RBP);
         let access = stack(self.source.mode.context(), false, self.live[index]);
@@ -473,20 +461,6 @@ impl<'a> Writer<'a> {
         self.code.at(true, &[0x8b], RBP, at_s0());
         self.resume(slow);
         Some(())
-    }
-
-    fn ret(&mut self, index: usize) {
-        let instruction = &self.source.instructions[index];
-        let more = if instruction.op_count() == 1 {
-            i32::from(instruction.immediate16())
-        } else {
-            0
-        };
-        self.code.mov(S0, GUEST_RSP);
-        let access = stack(self.source.mode.context(), false, self.live[index]);
-        let _ends = self.find(index, &access);
-        self.code.at(true, &[0x8b], S0, at_s0());
-        self.code.lea(GUEST_RSP, GUEST_RSP, 8 + more);
     }
 
     /// Loads the target of an indirect branch to `r10`.
@@ -518,7 +492,7 @@ impl<'a> Writer<'a> {
         self.target(index)?;
         self.code.store(S0, super::interface::SPILL_TARGET);
         let next = self.next_rip();
-        self.push_value(index, next, None);
+        self.push_run(index..index + 1, Some(next));
         self.code.load(S0, super::interface::SPILL_TARGET);
         Some(())
     }
@@ -596,11 +570,13 @@ impl<'a> Writer<'a> {
         for slow in std::mem::take(&mut self.slow) {
             self.code.land(slow.jump);
             match slow.kind {
-                SlowKind::Handler(index, keep_flags, level) => {
+                SlowKind::Handlers(run, keep_flags, level) => {
                     if keep_flags {
                         restore_flags(self.code);
                     }
-                    self.call_handler(index);
+                    for index in run {
+                        self.call_handler(index);
+                    }
                     if level > 0 && slow.resume.is_some() {
                         self.code.call(self.thunks.vectors[usize::from(level) - 1]);
                     }
@@ -654,6 +630,15 @@ pub(super) fn at_s0() -> Address {
         index: None,
         displacement: 0,
     }
+}
+
+/// Whether an instruction does something else with an operand in memory than in a register, or
+/// asks for less of it.
+fn differs_in_memory(mnemonic: Mnemonic) -> bool {
+    matches!(
+        mnemonic,
+        Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc | Mnemonic::Xchg
+    )
 }
 
 /// From the numbers of [`iced_x86::ConditionCode`] to those in opcodes.

@@ -32,6 +32,8 @@ pub struct Counters {
     pub interpreted: u64,
     /// Direct jumps linked.
     pub links: u64,
+    /// Targets that took the place of others.
+    pub conflicts: u64,
     /// The table of targets was emptied.
     pub retargets: u64,
     /// Instructions translated into a call of their handler, by mnemonic.
@@ -55,6 +57,7 @@ impl Counters {
             (&mut self.handlers, other.handlers),
             (&mut self.interpreted, other.interpreted),
             (&mut self.links, other.links),
+            (&mut self.conflicts, other.conflicts),
             (&mut self.retargets, other.retargets),
         ];
         for (sum, more) in pairs {

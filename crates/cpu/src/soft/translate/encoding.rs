@@ -126,6 +126,31 @@ impl<'a> Encoding<'a> {
             || form.opcode.byte && high(named.opcode)
     }
 
+    /// Writes it with other registers, and the field at `offset` of the core in place of the
+    /// register in its field `r/m`.
+    pub(super) fn write_with_field(&self, code: &mut Assembler, named: Named, offset: usize) {
+        // The segment override of `gs`.
+        code.byte(0x65);
+        code.raw(&self.prefixes[..self.prefix_count]);
+        let r = named.reg >> 3;
+        if let Some((first, second)) = self.vex {
+            code.raw(&[
+                0xc4,
+                first & 0x1f | (r ^ 1) << 7 | 0x60,
+                second & 0x87 | (!named.vvvv & 15) << 3,
+            ]);
+        } else {
+            let rex = 0x40 | self.rex.unwrap_or(0) & REX_W | r << 2;
+            if self.rex.is_some() {
+                code.byte(rex);
+            }
+        }
+        code.raw(self.opcode);
+        code.raw(&[(named.reg & 7) << 3 | 4, 0x25]);
+        code.raw(&(offset as u32).to_le_bytes());
+        code.raw(self.immediate);
+    }
+
     /// Writes it with other registers, and its memory operand at `[r10]`.
     pub(super) fn write(&self, code: &mut Assembler, named: Named, in_opcode: bool) {
         code.raw(&self.prefixes[..self.prefix_count]);

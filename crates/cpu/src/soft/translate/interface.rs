@@ -17,7 +17,7 @@ use crate::soft::{
 use super::{counters::Counters, mode::Mode};
 
 /// Targets of indirect and distant jumps of users, and of the supervisor.
-const TARGETS: usize = 1 << 12;
+const TARGETS: usize = 1 << 13;
 /// Of the supervisor while user pages are open to it: short stretches of code.
 const OPEN_TARGETS: usize = 1 << 6;
 /// All of them.

@@ -13,7 +13,7 @@
 //!
 //! - [`form`]: what is known of an opcode; [`encoding`]: an instruction's bytes, taken apart;
 //! - [`emit`]: writes bytes; [`operand`]: writes what finds an operand; [`block`]: writes a block;
-//!   [`system`]: writes what of it needs privilege or may fault;
+//!   [`stack`] and [`system`]: write what of it pushes, pops, needs privilege or may fault;
 //! - [`mode`]: what a translation takes for granted;
 //! - [`thunks`], [`interface`]: the way in and out; [`cache`]: the memory of code.
 //!
@@ -36,6 +36,7 @@ mod form;
 pub(in crate::soft) mod interface;
 mod mode;
 mod operand;
+mod stack;
 mod system;
 #[cfg(test)]
 mod tests;
@@ -278,6 +279,9 @@ impl Translator {
     fn resolve(&mut self, core: &mut Core, way: Way, entry: &Entry) {
         match way {
             Way::Target(slot) => {
+                if core.interface.targets[slot] != self.thunks.miss {
+                    core.interface.counters.conflicts += 1;
+                }
                 core.interface.targets[slot] = entry.indirect;
                 let user = slot < target_slot(1, 0);
                 self.filled[usize::from(!user)].push(slot);

@@ -35,7 +35,7 @@ impl Writer<'_> {
     fn slow(&mut self, index: usize, jump: Jump) -> usize {
         self.slow.push(Slow {
             jump,
-            kind: SlowKind::Handler(index, self.live[index], self.level),
+            kind: SlowKind::Handlers(index..index + 1, self.live[index], self.level),
             resume: None,
         });
         self.slow.len() - 1
