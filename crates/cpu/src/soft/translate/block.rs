@@ -111,7 +111,10 @@ fn liveness(instructions: &[Instruction], forms: &[Form]) -> Vec<bool> {
             let overwritten = instruction.rflags_written()
                 | instruction.rflags_cleared()
                 | instruction.rflags_set();
-            if !form.counts || counts_for_sure(instruction) {
+            // Division leaves the flags on some processors: so does the interpreter.
+            let leaves = form.counts && !counts_for_sure(instruction)
+                || matches!(form.class, Class::Divide(_));
+            if !leaves {
                 // What is undefined may be anything.
                 flags &= !(overwritten | instruction.rflags_undefined());
             }
