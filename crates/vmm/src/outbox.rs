@@ -30,6 +30,16 @@ impl Outbox {
         self.bytes.is_empty()
     }
 
+    /// Whether something was left out, so that nothing can be sent any more.
+    pub(crate) fn is_overflown(&self) -> bool {
+        self.overflown
+    }
+
+    /// Forgets what waits: nobody will read it.
+    pub(crate) fn clear(&mut self) {
+        self.bytes.clear();
+    }
+
     /// Adds `data`, whole or, when it is too much, never anything again.
     pub(crate) fn push(&mut self, data: &[u8]) {
         self.overflown |= self.bytes.len() + data.len() > self.limit;

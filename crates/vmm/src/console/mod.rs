@@ -9,7 +9,8 @@
 //! ```
 //! The socket carries plain bytes both ways, so that any tool can attach. The first client that
 //! sends something is the one that types until it leaves; what others send is dropped. A client
-//! that does not read is dropped once it is [`BACKLOG_BYTES`] behind; the guest never waits for one.
+//! that does not read is dropped once it is [`BACKLOG_BYTES`] behind; the guest never waits for one. One
+//! that types and hangs up at once is read to its end.
 
 mod log;
 mod ring;

@@ -28,6 +28,8 @@ const RETRY: Duration = Duration::from_millis(10);
 struct Client {
     stream: UnixStream,
     outbox: Outbox,
+    /// It reads no more. What it had typed before is still to be read.
+    left: bool,
 }
 
 /// What the thread works with.
@@ -82,6 +84,12 @@ impl Console {
             over,
         })
     }
+}
+
+/// Whether the other side is closed, also while what it sent is still to be read.
+fn hung_up(stream: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(stream, PollFlags::empty())];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|count| count > 0)
 }
 
 struct Serving {
@@ -146,7 +154,7 @@ impl Serving {
         if let Some(log) = &mut self.console.log {
             log.write(output);
         }
-        for client in &mut self.clients {
+        for client in self.clients.iter_mut().filter(|it| !it.left) {
             client.outbox.push(output);
         }
         self.serve();
@@ -168,13 +176,16 @@ impl Serving {
         }
         for (index, client) in self.clients.iter().enumerate() {
             let mut events = PollFlags::empty();
-            if self.typist.is_none_or(|it| it != index) || self.typed.len() < TYPED_BYTES {
+            if self.reads(index) {
                 events |= PollFlags::IN;
             }
             if !client.outbox.is_empty() {
                 events |= PollFlags::OUT;
             }
-            fds.push(PollFd::from_borrowed_fd(client.stream.as_fd(), events));
+            // One of whom nothing is wanted now would be told of for ever, once it has hung up.
+            if !events.is_empty() {
+                fds.push(PollFd::from_borrowed_fd(client.stream.as_fd(), events));
+            }
         }
         let retry = Timespec::try_from(RETRY).expect("10 ms is a time");
         let timeout = (!self.typed.is_empty()).then_some(&retry);
@@ -200,7 +211,11 @@ impl Serving {
         stream.set_nonblocking(true)?;
         let mut outbox = Outbox::new(BACKLOG_BYTES);
         outbox.push(&self.history.contents());
-        self.clients.push(Client { stream, outbox });
+        self.clients.push(Client {
+            stream,
+            outbox,
+            left: false,
+        });
         Ok(())
     }
 
@@ -221,17 +236,32 @@ impl Serving {
         }
     }
 
+    /// Whether what a client sends can be taken now: typed bytes wait for the guest, and the next who
+    /// types waits for what the last one left behind.
+    fn reads(&self, index: usize) -> bool {
+        match self.typist {
+            Some(typist) if typist != index => !hung_up(&self.clients[typist].stream),
+            _ => self.typed.len() < TYPED_BYTES,
+        }
+    }
+
+    /// Whether the client stays.
     fn serve_one(&mut self, index: usize) -> bool {
         let client = &mut self.clients[index];
-        if client.outbox.flush(&client.stream).is_err() {
-            return false;
+        if !client.left && client.outbox.flush(&client.stream).is_err() {
+            if client.outbox.is_overflown() {
+                return false;
+            }
+            // Somebody who types and leaves at once, as scripts do.
+            client.left = true;
+            client.outbox.clear();
         }
-        let types = self.typist.is_none_or(|it| it == index);
-        if types && self.typed.len() >= TYPED_BYTES {
+        if !self.reads(index) {
             return true;
         }
+        let types = self.typist.is_none_or(|it| it == index);
         let mut data = [0; 1024];
-        match (&client.stream).read(&mut data) {
+        match (&self.clients[index].stream).read(&mut data) {
             Ok(0) => false,
             Ok(count) => {
                 if types {

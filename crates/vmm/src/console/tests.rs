@@ -19,17 +19,18 @@ struct Fixture {
     running: Running,
 }
 
-fn start() -> Fixture {
+/// With a guest that takes so many bytes at a time.
+fn start(at_once: usize) -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let output = Output::new().unwrap();
     let typed = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&typed);
     let console = Console {
         output: output.clone(),
-        // A guest that takes one byte at a time.
         input: Box::new(move |data| {
-            sink.lock().unwrap().push(data[0]);
-            1
+            let taken = data.len().min(at_once);
+            sink.lock().unwrap().extend(&data[..taken]);
+            taken
         }),
         log: Some(Log::open(&directory.path().join("log"), 0).unwrap()),
         listener: Some(UnixListener::bind(directory.path().join("socket")).unwrap()),
@@ -59,7 +60,7 @@ fn expect(stream: &mut UnixStream, text: &[u8]) {
 
 #[test]
 fn clients_get_the_history_first_and_one_of_them_types() {
-    let fixture = start();
+    let fixture = start(1);
     fixture.output.push(b"hello ");
     let mut first = attach(fixture.directory.path());
     expect(&mut first, b"hello ");
@@ -89,7 +90,7 @@ fn clients_get_the_history_first_and_one_of_them_types() {
 
 #[test]
 fn a_client_that_does_not_read_is_dropped_and_holds_up_nobody() {
-    let fixture = start();
+    let fixture = start(1);
     let mut deaf = attach(fixture.directory.path());
     let mut reader = attach(fixture.directory.path());
     let total = 4 * BACKLOG_BYTES;
@@ -101,5 +102,30 @@ fn a_client_that_does_not_read_is_dropped_and_holds_up_nobody() {
     let mut rest = Vec::new();
     deaf.read_to_end(&mut rest).unwrap();
     assert!(rest.len() < total);
+    fixture.running.finish();
+}
+
+#[test]
+fn what_is_typed_by_clients_that_hang_up_at_once_arrives_whole_and_in_order() {
+    let fixture = start(512);
+    // They are behind from the start: a reader would get this first.
+    fixture.output.push(&[b'x'; 4096]);
+    let mut first = attach(fixture.directory.path());
+    expect(&mut first, b"x");
+    drop(first);
+
+    let mut expected = Vec::new();
+    for round in 0..12u8 {
+        // More than waits for the guest at a time, so that some of it is read after the end.
+        let line = vec![b'a' + round; 1 + 700 * usize::from(round)];
+        let mut client = attach(fixture.directory.path());
+        client.write_all(&line).unwrap();
+        drop(client);
+        expected.extend(line);
+    }
+    while fixture.typed.lock().unwrap().len() < expected.len() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(*fixture.typed.lock().unwrap() == expected);
     fixture.running.finish();
 }
