@@ -36,6 +36,10 @@ pub struct VmConfig {
     /// What executes them.
     #[serde(default)]
     pub accel: Accel,
+    /// Number of a descriptor of `/dev/kvm` that whoever started the process left open for it, for KVM
+    /// where the device itself cannot be seen or opened.
+    #[serde(default)]
+    pub kvm_descriptor: Option<i32>,
     /// Which instructions they show.
     #[serde(default)]
     pub cpu: CpuLevel,

@@ -5,12 +5,13 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::OwnedFd,
+        fd::{BorrowedFd, OwnedFd},
         unix::{fs::PermissionsExt, net::UnixListener},
     },
     path::{Path, PathBuf},
 };
 
+use cpu::{Backend, kvm::KvmDevice};
 use devices::virtio::net::Port;
 
 use crate::{VmConfig, console::Log, shares::Shares};
@@ -31,6 +32,9 @@ pub struct ResourceError {
 pub(crate) trait At<T> {
     fn at(self, what: &'static str, path: &Path) -> Result<T, ResourceError>;
 }
+
+/// Where the hardware is had.
+const KVM: &str = "/dev/kvm";
 
 impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
     fn at(self, what: &'static str, path: &Path) -> Result<T, ResourceError> {
@@ -57,6 +61,8 @@ pub struct Resources {
     pub ports: Vec<Port>,
     /// What keeps the console's output.
     pub log: Option<Log>,
+    /// The hardware, where that executes the vCPUs.
+    pub kvm: Option<KvmDevice>,
 }
 
 impl Resources {
@@ -65,7 +71,7 @@ impl Resources {
     ///
     /// # Errors
     /// With the first that cannot be.
-    pub fn open(config: &VmConfig, jail: bool) -> Result<Self, ResourceError> {
+    pub fn open(config: &VmConfig, backend: Backend, jail: bool) -> Result<Self, ResourceError> {
         let read = |what, path: &PathBuf| File::open(path).at(what, path);
         let initrd = config.initrd.iter().map(|it| read("open the initrd", it));
         let disks = config.disks.iter().map(|disk| {
@@ -97,8 +103,37 @@ impl Resources {
             shares: Shares::open(&config.shares, jail)?,
             ports: ports.collect::<Result<_, _>>()?,
             log: log.transpose()?,
+            kvm: match backend {
+                Backend::Kvm => Some(open_kvm(config.kvm_descriptor)?),
+                Backend::Soft => None,
+            },
         })
     }
+}
+
+fn open_kvm(descriptor: Option<i32>) -> Result<KvmDevice, ResourceError> {
+    let path = Path::new(KVM);
+    let device = match descriptor {
+        Some(number) => {
+            let copy = copy_inherited(number).at("use what should be open for", path)?;
+            KvmDevice::from_fd(copy)
+        }
+        None => KvmDevice::open(),
+    };
+    device
+        .map_err(io::Error::other)
+        .at("execute the machine by", path)
+}
+
+/// A copy of a file that whoever started the process left open for it.
+fn copy_inherited(number: i32) -> io::Result<OwnedFd> {
+    if number < 0 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: a number that is no descriptor's may not be borrowed, and none of those is negative; it is
+    // only copied, which the kernel refuses if it is of no open file.
+    let inherited = unsafe { BorrowedFd::borrow_raw(number) };
+    Ok(rustix::io::fcntl_dupfd_cloexec(inherited, 0)?)
 }
 
 /// The request of `linux/if_tun.h`; libc's is of another type on each C library.

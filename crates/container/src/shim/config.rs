@@ -42,6 +42,10 @@ pub struct ShimConfig {
     /// none. Spares every start writing and reading the policy as JSON.
     #[serde(default)]
     pub default_seccomp: bool,
+    /// Files of the host that the program finds open for reading and writing, as descriptors 3 and on:
+    /// devices it could not open itself.
+    #[serde(default)]
+    pub descriptors: Vec<PathBuf>,
     /// How the kernel rates the shim itself when memory runs out, -1000 to 1000.
     pub oom_score_adj: Option<i16>,
 }

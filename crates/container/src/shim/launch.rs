@@ -5,10 +5,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use serde::{Deserialize, Serialize};
@@ -93,6 +94,9 @@ pub(super) struct Task {
     pub bundle: PathBuf,
     /// Its `config.json`.
     pub spec: Spec,
+    /// What `shim.json` lists for the program, from descriptor 3 on; closed by the shim once the
+    /// program's process has its copies.
+    pub descriptors: Vec<OwnedFd>,
 }
 
 fn system(action: &'static str) -> impl Fn(Errno) -> LaunchError {
@@ -107,6 +111,7 @@ pub(crate) fn launch(dir: &Path) -> Result<Role, LaunchError> {
     let dir = &std::path::absolute(dir).map_err(|e| FileError::new("find", dir, e))?;
     close_inherited();
     let config = ShimConfig::load(dir)?;
+    let descriptors = open_for_program(&config.descriptors)?;
     let (bundle, spec) = bundle::load(&config.bundle).map_err(ServerError::from)?;
     if guard::is_exposed(&spec) {
         guard::protect().map_err(|source| LaunchError::System {
@@ -133,6 +138,7 @@ pub(crate) fn launch(dir: &Path) -> Result<Role, LaunchError> {
                     config,
                     bundle,
                     spec,
+                    descriptors,
                 },
                 write,
             );
@@ -149,6 +155,21 @@ pub(crate) fn launch(dir: &Path) -> Result<Role, LaunchError> {
 fn close_inherited() {
     // SAFETY: this is the first thing this program does; it has opened nothing yet.
     unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+}
+
+/// Opens what the program is to find open. Nothing else is open yet, so they get the numbers from 3 on
+/// that the program expects; unlike all others they are kept over its execution.
+fn open_for_program(paths: &[PathBuf]) -> Result<Vec<OwnedFd>, LaunchError> {
+    let open = |(number, path): (i32, &PathBuf)| {
+        let flags = OFlags::RDWR | OFlags::NOCTTY;
+        let opened = rustix::fs::open(path, flags, Mode::empty());
+        let fd = opened.map_err(|errno| FileError::new("open", path, errno.into()))?;
+        if fd.as_raw_fd() != number {
+            return Err(system("give the program its descriptors")(Errno::MFILE));
+        }
+        Ok(fd)
+    };
+    (3..).zip(paths).map(open).collect()
 }
 
 #[derive(Serialize, Deserialize)]

@@ -5,6 +5,7 @@
 //! `docs/kvm.md` lists the traps of the interface and where each is met here. That `/dev/kvm` opens
 //! says little: [`probe`] executes a guest before anybody relies on it.
 
+mod device;
 mod kick;
 mod msrs;
 mod partition;
@@ -12,6 +13,7 @@ pub mod probe;
 mod state;
 mod vcpu;
 
+pub use device::{KvmDevice, physical_bits};
 pub use partition::{KvmPartition, MAX_IDS};
 
 use std::io;

@@ -3,14 +3,14 @@
 use std::{os::fd::AsRawFd, sync::Arc};
 
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_MSI_VALID_DEVID,
+    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_MSI_VALID_DEVID,
     KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap, kvm_msi,
     kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Kvm, VmFd};
 use memory::Ram;
 
-use super::{refused, vcpu::KvmVcpu};
+use super::{KvmDevice, refused, vcpu::KvmVcpu};
 use crate::{Backend, Bus, CpuError, Msi, Partition, Vcpu};
 
 /// Pins of the IOAPIC, which is ours.
@@ -22,20 +22,6 @@ const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 /// Most vCPUs the kernel can name.
 pub const MAX_IDS: u32 = 4096;
-
-/// What the backend cannot be without, and what for.
-const NEEDED: [(Cap, &str); 10] = [
-    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
-    (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
-    (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI"),
-    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
-    (Cap::MpState, "KVM_CAP_MP_STATE"),
-    (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
-    (Cap::Debugregs, "KVM_CAP_DEBUGREGS"),
-    (Cap::Xsave, "KVM_CAP_XSAVE"),
-    (Cap::Xcrs, "KVM_CAP_XCRS"),
-    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
-];
 
 /// vCPUs on KVM.
 pub struct KvmPartition {
@@ -54,18 +40,18 @@ pub(super) struct Shared {
 }
 
 impl KvmPartition {
-    /// A machine with `ram` and `bus`. `cpuid` says what each vCPU, by its index, answers; it is
+    /// A machine of `device` with `ram` and `bus`. `cpuid` says what each vCPU, by its index, answers; it is
     /// bounded by what the kernel supports by whoever makes it.
     ///
     /// # Errors
-    /// When there is no KVM, it lacks something, or it refuses.
+    /// When the kernel refuses.
     pub fn new(
+        device: KvmDevice,
         ram: &Ram,
         bus: Arc<dyn Bus>,
         cpuid: impl Fn(u32) -> CpuId + Send + Sync + 'static,
     ) -> Result<Self, CpuError> {
-        let kvm = Kvm::new().map_err(refused("open /dev/kvm"))?;
-        check(&kvm)?;
+        let kvm = device.into_inner();
         let vm = kvm.create_vm().map_err(refused("KVM_CREATE_VM"))?;
         // Both before the first vCPU (api.rst, 4.35 and 4.41).
         vm.set_tss_address(TSS_ADDRESS)
@@ -83,32 +69,6 @@ impl KvmPartition {
                 _ram: ram.clone(),
             }),
         })
-    }
-
-    /// What the kernel and the hardware can show a guest, for whoever makes a `cpuid`.
-    ///
-    /// # Errors
-    /// When there is no KVM or it refuses.
-    pub fn supported_cpuid() -> Result<CpuId, CpuError> {
-        let kvm = Kvm::new().map_err(refused("open /dev/kvm"))?;
-        kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-            .map_err(refused("KVM_GET_SUPPORTED_CPUID"))
-    }
-}
-
-fn check(kvm: &Kvm) -> Result<(), CpuError> {
-    let missing = |what: String| CpuError::System {
-        what: "use KVM",
-        source: std::io::Error::new(std::io::ErrorKind::Unsupported, what),
-    };
-    let version = kvm.get_api_version();
-    if version != KVM_API_VERSION as i32 {
-        let text = format!("its interface has version {version}, not {KVM_API_VERSION}");
-        return Err(missing(text));
-    }
-    match NEEDED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
-        Some((_, name)) => Err(missing(format!("it lacks {name}"))),
-        None => Ok(()),
     }
 }
 

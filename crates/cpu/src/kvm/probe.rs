@@ -17,7 +17,7 @@ use std::{
 use memory::Ram;
 use serde::{Deserialize, Serialize};
 
-use super::KvmPartition;
+use super::{KvmDevice, KvmPartition};
 use crate::{Bus, CpuError, Exit, Partition, Vcpu, VcpuState, state::SegmentState};
 
 /// How long the whole probe may take.
@@ -121,10 +121,10 @@ fn guest(times: &Arc<Times>) -> Result<Box<dyn Vcpu>, CpuError> {
         source: std::io::Error::other(error),
     })?;
     load(&ram);
-    let cpuid = KvmPartition::supported_cpuid()?;
-    let partition = KvmPartition::new(&ram, Arc::clone(times) as Arc<dyn Bus>, move |_| {
-        cpuid.clone()
-    })?;
+    let device = KvmDevice::open()?;
+    let cpuid = device.supported_cpuid()?;
+    let bus = Arc::clone(times) as Arc<dyn Bus>;
+    let partition = KvmPartition::new(device, &ram, bus, move |_| cpuid.clone())?;
     let mut vcpu = partition.create_vcpu(0)?;
     vcpu.set_state(&entry())?;
     Ok(vcpu)

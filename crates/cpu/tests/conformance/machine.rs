@@ -9,7 +9,7 @@ use std::{
 use cpu::{
     Bus, Exit, Kick, Partition, Vcpu, VcpuState,
     cpuid::Table,
-    kvm::KvmPartition,
+    kvm::{KvmDevice, KvmPartition},
     soft::SoftPartition,
     state::{Activity, SegmentState, TableState},
 };
@@ -157,7 +157,10 @@ pub fn software() -> Machine {
 }
 
 fn kvm(ram: &Ram, bus: Arc<Recorder>) -> Result<Box<dyn Partition>, String> {
-    let supported = KvmPartition::supported_cpuid().map_err(|error| error.to_string())?;
+    let device = KvmDevice::open().map_err(|error| error.to_string())?;
+    let supported = device
+        .supported_cpuid()
+        .map_err(|error| error.to_string())?;
     let cpuid = move |index: u32| {
         let mut cpuid = supported.clone();
         for entry in cpuid.as_mut_slice() {
@@ -169,7 +172,7 @@ fn kvm(ram: &Ram, bus: Arc<Recorder>) -> Result<Box<dyn Partition>, String> {
         }
         cpuid
     };
-    KvmPartition::new(ram, bus, cpuid)
+    KvmPartition::new(device, ram, bus, cpuid)
         .map(|partition| Box::new(partition) as Box<dyn Partition>)
         .map_err(|error| error.to_string())
 }

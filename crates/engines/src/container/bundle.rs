@@ -47,9 +47,10 @@ const READ_ONLY: [&str; 5] = [
     "/proc/sysrq-trigger",
 ];
 
-/// Writes all a shim needs to set `guest` up in `dir`.
+/// Writes all a shim needs to set `guest` up in `dir`, its program finding `descriptors` open.
 pub(super) fn write(
     guest: &Guest,
+    descriptors: Vec<PathBuf>,
     dir: &Path,
     cgroup: &str,
     exit_record: &Path,
@@ -89,6 +90,7 @@ pub(super) fn write(
         state_root: state_root.to_owned(),
         cgroup,
         default_seccomp: guest.seccomp,
+        descriptors,
         oom_score_adj: Some(-900),
     };
     config

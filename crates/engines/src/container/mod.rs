@@ -240,11 +240,11 @@ impl ContainerEngine {
             tokio::task::spawn_blocking(move || {
                 // What a shim that was killed left there.
                 shim::cleanup(&dir).map_err(|error| failed(guest.id, "cleaning up", error))?;
-                let guest = match &guest.machine {
+                let (guest, descriptors) = match &guest.machine {
                     Some(machine) => machine::jail(&guest, machine, &vmm, accel, &dir)?,
-                    None => guest,
+                    None => (guest, Vec::new()),
                 };
-                bundle::write(&guest, &dir, &cgroup, &exit, &state_root)
+                bundle::write(&guest, descriptors, &dir, &cgroup, &exit, &state_root)
             })
         };
         joined(prepared.await)?;

@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 
 use super::session;
 
+/// Where `/dev/kvm` is open, for a machine that is executed by it.
+const KVM_DESCRIPTOR: i32 = 3;
 /// Version of the machine's description.
 const VERSION: u32 = 1;
 /// Where jail and host meet, inside.
@@ -176,6 +178,7 @@ fn description(guest: &Guest, machine: &GuestMachine, accel: Accel) -> Value {
         "memory_bytes": machine.memory_bytes,
         "vcpus": machine.vcpus,
         "accel": accel,
+        "kvm_descriptor": (accel == Accel::Kvm).then_some(KVM_DESCRIPTOR),
         "kernel": KERNEL,
         "initrd": initrd,
         "command_line": line.trim(),

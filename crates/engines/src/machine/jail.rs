@@ -12,8 +12,7 @@ use std::{
 };
 
 use engine::{
-    EngineError, Guest, GuestDevice, GuestMachine, GuestMount, GuestNetwork, GuestProcess,
-    MountKind, Root,
+    EngineError, Guest, GuestMachine, GuestMount, GuestNetwork, GuestProcess, MountKind, Root,
 };
 use model::{
     ByteSize,
@@ -36,18 +35,20 @@ const SHARING: [&str; 6] = [
     "SETGID",
     "SETUID",
 ];
-/// The hardware's door, for who may use it.
+/// The hardware. Its device is opened for the process, which could not: in a user namespace nobody owns
+/// it, and the jail shows no devices.
 const KVM: &str = "/dev/kvm";
 
 /// Makes the directory in which jail and host meet, and says which container the machine's process
-/// runs in. `vmm` is the program, `accel` what executes where nothing is chosen, `dir` where the guest's files of this run are.
+/// runs in, and which files of the host that finds open, from descriptor 3 on. `vmm` is the program,
+/// `accel` what executes where nothing is chosen, `dir` where the guest's files of this run are.
 pub(crate) fn jail(
     guest: &Guest,
     machine: &GuestMachine,
     vmm: &Path,
     accel: Option<Accel>,
     dir: &Path,
-) -> Result<Guest, EngineError> {
+) -> Result<(Guest, Vec<PathBuf>), EngineError> {
     if !vmm.exists() {
         return Err(EngineError::Refused {
             message: format!(
@@ -87,7 +88,11 @@ pub(crate) fn jail(
     }
     let log = guest.directory.join("log");
     mounts.push(bind(&log, config::LOG, false));
-    Ok(Guest {
+    let descriptors = match accel {
+        Accel::Kvm => vec![PathBuf::from(KVM)],
+        _ => Vec::new(),
+    };
+    let jailed = Guest {
         machine: None,
         root: Root {
             layers: vec![nothing],
@@ -104,12 +109,13 @@ pub(crate) fn jail(
         seccomp: false,
         allow_new_privileges: false,
         mounts,
-        devices: devices(accel),
+        devices: Vec::new(),
         ulimits: Vec::new(),
         sysctls: quiet(),
         network: GuestNetwork::Own,
         ..guest.clone()
-    })
+    };
+    Ok((jailed, descriptors))
 }
 
 /// Over its own namespaces only: to open the interface, and to lock itself up, by which it gives all
@@ -176,16 +182,6 @@ pub(super) fn limits(asked: &Limits, memory_bytes: u64) -> Limits {
         pids: None,
         ..asked.clone()
     }
-}
-
-fn devices(accel: Accel) -> Vec<GuestDevice> {
-    let wanted = accel == Accel::Kvm && Path::new(KVM).exists();
-    let device = GuestDevice {
-        host_path: PathBuf::from(KVM),
-        path: KVM.to_owned(),
-        permissions: "rw".to_owned(),
-    };
-    wanted.then_some(device).into_iter().collect()
 }
 
 /// The jail's own kernel must not answer for the guest, whose frames and address it sees.

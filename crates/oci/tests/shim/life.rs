@@ -7,6 +7,30 @@ use container::shim::{CleanupError, cleanup, holder};
 use crate::world::{Wish, World, collect, is_alive, wait_until};
 
 #[test]
+fn the_program_finds_open_what_it_was_given_and_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = ["first", "second"].map(|name| directory.path().join(name));
+    for file in &files {
+        std::fs::write(file, "").unwrap();
+    }
+    let wish = Wish {
+        descriptors: files.to_vec(),
+        ..Wish::default()
+    };
+    let script = "echo one >&3; echo two >&4; ! (: >&5) 2>/dev/null";
+    let Some(mut world) = World::new("descriptors", script, wish) else {
+        return;
+    };
+    world.launch();
+    let mut stream = world.attached(Attach::default());
+    world.client().command(&Request::Start).unwrap();
+    let (text, exited) = collect(&mut stream);
+    assert_eq!(exited.code, 0, "{text}");
+    let written = files.map(|file| std::fs::read_to_string(file).unwrap());
+    assert_eq!(written, ["one\n", "two\n"]);
+}
+
+#[test]
 fn a_container_goes_from_created_to_a_durable_record_and_leaves_nothing() {
     let script = "echo hello; echo sorry >&2; exit 3";
     let Some(mut world) = World::new("life", script, Wish::default()) else {

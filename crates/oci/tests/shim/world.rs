@@ -31,6 +31,7 @@ pub struct Wish {
     pub stdin: bool,
     pub memory_bytes: Option<u64>,
     pub rotate_bytes: u64,
+    pub descriptors: Vec<PathBuf>,
 }
 
 impl World {
@@ -74,6 +75,7 @@ impl World {
             exit_record: at("exit.record"),
             state_root: at("state"),
             cgroup: format!("/berth-{id}/c"),
+            descriptors: wish.descriptors.clone(),
             oom_score_adj: None,
             default_seccomp: false,
         };

@@ -3,6 +3,7 @@
 
 use std::{borrow::Cow, io};
 
+use cpu::Backend;
 use seccomp::{
     Action, Argument, CompileError, NewCalls, Operator, Policy, Program, Rule, compile, install,
 };
@@ -209,24 +210,38 @@ impl ThreadKind {
     }
 
     /// Calls that are allowed with some arguments only.
-    fn conditional(self) -> Vec<Rule> {
+    fn conditional(self, backend: Backend) -> Vec<Rule> {
         let mut rules = vec![
             // Advice on memory and names of threads.
             only("prctl", 0, &[libc::PR_SET_NAME as u64, PR_SET_VMA]),
             // Rust's library, built with assertions, looks at files before it closes them.
             only("fcntl", 1, &[libc::F_GETFD as u64]),
         ];
-        match self {
-            Self::Vcpu => rules.push(only("ioctl", 1, &[KVM_VCPU, TUN].concat())),
-            Self::Device => rules.push(only("ioctl", 1, TUN)),
-            Self::Vsock => {
-                rules.push(only("socket", 0, &[libc::AF_UNIX as u64]));
-                rules.push(only("ioctl", 1, &[FIONBIO]));
-            }
-            Self::Console | Self::Control => rules.push(only("ioctl", 1, &[FIONBIO])),
-            Self::Share => {}
+        let requests = self.requests(backend);
+        // Without a condition it would allow all.
+        if !requests.is_empty() {
+            rules.push(only("ioctl", 1, &requests));
+        }
+        if self == Self::Vsock {
+            rules.push(only("socket", 0, &[libc::AF_UNIX as u64]));
         }
         rules
+    }
+
+    /// What it may ask of open files by `ioctl`.
+    fn requests(self, backend: Backend) -> Vec<u64> {
+        let own: &[u64] = match self {
+            Self::Vcpu | Self::Device => TUN,
+            Self::Vsock | Self::Console | Self::Control => &[FIONBIO],
+            Self::Share => &[],
+        };
+        let kvm: &[&[u64]] = match (backend, self) {
+            (Backend::Soft, _) => &[],
+            (Backend::Kvm, Self::Vcpu) => &[KVM_INTERRUPT, KVM_VCPU],
+            // Any of them may raise an interrupt: with what comes, what is typed, the power button.
+            (Backend::Kvm, _) => &[KVM_INTERRUPT],
+        };
+        [own, &kvm.concat()].concat()
     }
 }
 
@@ -234,17 +249,11 @@ impl ThreadKind {
 const PR_SET_VMA: u64 = 0x5356_4d41;
 /// Makes a file non-blocking.
 const FIONBIO: u64 = 0x5421;
-/// `KVM_RUN`, registers, interrupts: what a vCPU thread asks of KVM. Request numbers are those of
-/// the kernel's `linux/kvm.h`.
-const KVM_VCPU: &[u64] = &[
-    0xae80,
-    0x4020_aea5,
-    0x8090_ae81,
-    0x4090_ae82,
-    0x8138_ae83,
-    0x4138_ae84,
-    0xae9a,
-];
+/// `KVM_SIGNAL_MSI`. Request numbers are those of the kernel's `linux/kvm.h`.
+const KVM_INTERRUPT: &[u64] = &[0x4020_aea5];
+/// `KVM_RUN`; `KVM_GET_REGS`, to say where it failed; `KVM_KVMCLOCK_CTRL`, after a pause. All else is
+/// asked before the filter is there.
+const KVM_VCPU: &[u64] = &[0xae80, 0x8090_ae81, 0xaead];
 /// `TUNSETOFFLOAD` and `TUNSETVNETHDRSZ`, once a driver has said what it takes.
 const TUN: &[u64] = &[0x4004_54d0, 0x4004_54d8];
 
@@ -264,7 +273,7 @@ fn only(name: &'static str, index: u8, values: &[u64]) -> Rule {
     }
 }
 
-fn policy(kind: ThreadKind) -> Policy {
+fn policy(kind: ThreadKind, backend: Backend) -> Policy {
     let allowed = kind.calls().concat();
     let names = allowed.iter().copied().map(Cow::Borrowed);
     let mut rules = vec![Rule {
@@ -272,7 +281,7 @@ fn policy(kind: ThreadKind) -> Policy {
         action: Action::Allow,
         arguments: Vec::new(),
     }];
-    rules.extend(kind.conditional());
+    rules.extend(kind.conditional(backend));
     let refused = REFUSED.iter().filter(|name| !allowed.contains(name));
     rules.push(Rule {
         names: refused.copied().map(Cow::Borrowed).collect(),
@@ -295,12 +304,12 @@ fn policy(kind: ThreadKind) -> Policy {
 pub struct Filters(Vec<Program>);
 
 impl Filters {
-    /// Compiles them all.
+    /// Compiles them all, for machines on `backend`.
     ///
     /// # Errors
     /// On a machine whose system calls are not known.
-    pub fn new() -> Result<Self, CompileError> {
-        let programs = KINDS.iter().map(|&kind| compile(&policy(kind)));
+    pub fn new(backend: Backend) -> Result<Self, CompileError> {
+        let programs = KINDS.iter().map(|&kind| compile(&policy(kind, backend)));
         Ok(Self(programs.collect::<Result<_, _>>()?))
     }
 

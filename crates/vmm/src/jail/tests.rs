@@ -24,6 +24,8 @@ use rustix::{
     io::Errno,
 };
 
+use cpu::Backend;
+
 use super::*;
 use crate::{config::ShareConfig, shares::Shares};
 
@@ -143,7 +145,7 @@ fn a_directory_of_sockets_can_be_connected_to_and_nothing_else_be_done_with_it()
 #[test]
 fn no_thread_can_open_execute_or_reach_the_network() {
     rustix::thread::set_no_new_privs(true).unwrap();
-    let filters = Filters::new().unwrap();
+    let filters = Filters::new(Backend::Kvm).unwrap();
     let forbidden: [(&str, fn()); 4] = [
         ("execve", || {
             let arguments = [c"true".as_ptr(), std::ptr::null()];
@@ -226,7 +228,7 @@ fn check_share(path: &Path, read_only: bool) -> i32 {
     let root = shares.folders().next().unwrap().0;
     let root = root.try_clone_to_owned().unwrap();
     let inode = rustix::fs::fstat(&root).unwrap().st_ino;
-    let filters = Filters::new().unwrap();
+    let filters = Filters::new(Backend::Soft).unwrap();
     let jail = Jail {
         user: crate::config::JailConfig {
             uid: 54321,
@@ -299,4 +301,37 @@ fn a_shared_folder_can_be_used_in_the_jail_and_nothing_beside_it() {
         (new.uid(), new.gid(), new.mode() & 0o777),
         (1000, 1000, 0o600)
     );
+}
+
+#[test]
+fn kvm_is_asked_only_where_it_was_chosen_and_only_what_the_thread_needs() {
+    const RUN: libc::c_ulong = 0xae80;
+    const SIGNAL_MSI: libc::c_ulong = 0x4020_aea5;
+    const CREATE_VM: libc::c_ulong = 0xae01;
+    rustix::thread::set_no_new_privs(true).unwrap();
+    let ask = |backend, kind, request: libc::c_ulong| {
+        let filters = Filters::new(backend).unwrap();
+        in_child(|| {
+            filters.install(kind).unwrap();
+            // SAFETY: standard input knows no such request and refuses it without looking further.
+            unsafe { libc::ioctl(0, request as _, 0) };
+            0
+        })
+    };
+    let (passed, ended) = (End::Status(0), End::Signal(libc::SIGSYS));
+    for kind in [
+        ThreadKind::Vcpu,
+        ThreadKind::Device,
+        ThreadKind::Vsock,
+        ThreadKind::Console,
+        ThreadKind::Control,
+        ThreadKind::Share,
+    ] {
+        assert_eq!(ask(Backend::Soft, kind, SIGNAL_MSI), ended, "{kind:?}");
+        assert_eq!(ask(Backend::Kvm, kind, SIGNAL_MSI), passed, "{kind:?}");
+        assert_eq!(ask(Backend::Soft, kind, RUN), ended, "{kind:?}");
+        let runs = ask(Backend::Kvm, kind, RUN) == passed;
+        assert_eq!(runs, kind == ThreadKind::Vcpu, "{kind:?}");
+        assert_eq!(ask(Backend::Kvm, kind, CREATE_VM), ended, "{kind:?}");
+    }
 }

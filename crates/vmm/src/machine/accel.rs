@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cpu::{
     Backend, Bus, CpuError, Partition,
     cpuid::{Features, Level, Profile},
-    kvm::{KvmPartition, probe},
+    kvm::{KvmDevice, KvmPartition, physical_bits, probe},
     soft::{SoftPartition, Tier, clock::Tsc},
 };
 use memory::Ram;
@@ -24,10 +24,10 @@ pub fn choose(accel: Accel) -> Backend {
     }
 }
 
-/// The vCPUs to be made of `config`.
+/// The vCPUs to be made of `config`: on KVM if its device is given, else on the software CPU.
 pub(super) fn partition(
     config: &VmConfig,
-    backend: Backend,
+    kvm: Option<KvmDevice>,
     tier: Tier,
     ram: &Ram,
     bus: Arc<dyn Bus>,
@@ -38,17 +38,18 @@ pub(super) fn partition(
         CpuLevel::V3 => Level::V3,
         CpuLevel::Host => Level::Host,
     };
-    let available = match backend {
-        Backend::Kvm => Features::of_kvm(&KvmPartition::supported_cpuid()?),
-        Backend::Soft => Features::soft(),
-    };
-    let profile = Profile::new(level, available, config.vcpus, Tsc::new().hz());
-    Ok(match backend {
-        Backend::Kvm => {
+    let profile = |available| Profile::new(level, available, config.vcpus, Tsc::new().hz());
+    Ok(match kvm {
+        Some(device) => {
+            let supported = device.supported_cpuid()?;
+            let profile = profile(Features::of_kvm(&supported));
+            // The hardware walks the guest's tables: what is wider there than here would fault.
+            let profile = profile.with_physical_bits(physical_bits(&supported));
             let cpuid = move |index| profile.table(index).to_kvm();
-            Arc::new(KvmPartition::new(ram, bus, cpuid)?)
+            Arc::new(KvmPartition::new(device, ram, bus, cpuid)?)
         }
-        Backend::Soft => {
+        None => {
+            let profile = profile(Features::soft());
             let cpuid = move |index| profile.table(index);
             Arc::new(SoftPartition::new(ram, bus, cpuid).with_tier(tier))
         }

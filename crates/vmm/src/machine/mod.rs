@@ -81,8 +81,6 @@ pub type Prepare = Arc<dyn Fn(ThreadKind) -> io::Result<()> + Send + Sync>;
 
 /// What a machine is made of, beside its configuration.
 pub struct Parts {
-    /// What executes the vCPUs.
-    pub backend: Backend,
     /// Opened files.
     pub resources: Resources,
     /// How the software CPU runs code.
@@ -126,7 +124,7 @@ impl Machine {
         let platform = Platform::new(&mut bus, &ram, config.vcpus, &gate, parts.output)?;
         let partition = accel::partition(
             config,
-            parts.backend,
+            resources.kvm,
             parts.tier,
             &ram,
             Arc::new(bus.build()),

@@ -89,10 +89,10 @@ pub fn run(
     options: Options,
 ) -> Result<StopReason, RunError> {
     keep_heap_small();
-    let mut resources = Resources::open(config, options.jail)?;
+    let mut resources = Resources::open(config, options.backend, options.jail)?;
     let sockets = config.vsock.as_ref().and_then(|it| it.socket.parent());
     let filters = match options.jail {
-        true => Some(Filters::new().map_err(io::Error::other)),
+        true => Some(Filters::new(options.backend).map_err(io::Error::other)),
         false => None,
     };
     let filters = filters.transpose().map_err(failed("make filters"))?;
@@ -140,7 +140,6 @@ pub fn run(
     let clone = |it: &Option<UnixListener>| it.as_ref().map(UnixListener::try_clone).transpose();
     let log = resources.log.take();
     let parts = Parts {
-        backend: options.backend,
         tier: options.tier,
         resources,
         vsock_listener: clone(&listeners.vsock).map_err(failed("copy a socket"))?,

@@ -35,6 +35,11 @@ pub struct Media {
     pub initrd: PathBuf,
 }
 
+/// Says aloud that a test cannot be run here.
+pub fn skip(test: &str, reason: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIP {test}: {reason}");
+}
+
 impl Media {
     /// Makes or finds them; `None`, said aloud, where this machine cannot.
     pub fn new(test: &str) -> Option<Self> {
@@ -54,7 +59,7 @@ impl Media {
             media.make(&root)
         };
         if let Err(reason) = made {
-            let _ = writeln!(std::io::stderr(), "SKIP {test}: {reason}");
+            skip(test, &reason);
             return None;
         }
         Some(media)
@@ -181,8 +186,9 @@ impl Guest {
     }
 
     pub fn type_in(&mut self, line: &str) {
+        // At once: its first byte may end the guest.
+        let line = format!("{line}\n");
         self.console().write_all(line.as_bytes()).unwrap();
-        self.console().write_all(b"\n").unwrap();
     }
 
     pub fn control(&self) -> Client {

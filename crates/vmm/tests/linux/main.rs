@@ -1,8 +1,9 @@
-//! Debian's unmodified kernel on the software CPU, in the jail: boots, ends of every kind, the
-//! console and the control socket.
+//! Machines in the jail: Debian's unmodified kernel on the software CPU, and on KVM where that can; a
+//! bare-metal guest on both. Boots, ends of every kind, the console and the control socket.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bare;
 mod guest;
 
 use guest::{Guest, Media};
@@ -45,6 +46,91 @@ fn debian_boots_to_init_with_one_and_with_four_vcpus_and_powers_off() {
         let (record, status) = guest.ends();
         assert_eq!((record.reason, record.boots), (StopReason::PowerOff, 1));
         assert_eq!(status, 0);
+    }
+}
+
+/// A guest without an operating system on `accel`.
+fn bare_guest(accel: &str, directory: &std::path::Path) -> Guest {
+    let kernel = directory.join("bare");
+    bare::write(&kernel);
+    let media = Media {
+        vmlinuz: kernel.clone(),
+        vmlinux: kernel,
+        initrd: std::path::PathBuf::new(),
+    };
+    Guest::start(&media, |config| {
+        config["accel"] = json!(accel);
+        config["initrd"] = json!([]);
+        config["memory_bytes"] = json!(32 << 20);
+    })
+}
+
+#[test]
+fn a_bare_metal_guest_runs_in_the_jail_on_every_backend() {
+    let name = "a_bare_metal_guest_runs_in_the_jail_on_every_backend";
+    let directory = tempfile::tempdir().unwrap();
+    for accel in ["soft", "kvm"] {
+        if accel == "kvm"
+            && let Err(error) = cpu::kvm::KvmDevice::open()
+        {
+            guest::skip(name, &format!("no KVM: {}", StopReason::error(&error)));
+            continue;
+        }
+        let mut guest = bare_guest(accel, directory.path());
+        guest.expect(bare::GREETING);
+        let mut control = guest.control();
+        let Reply::Status(status) = control.call(&Request::Status).unwrap() else {
+            panic!("no status");
+        };
+        assert_eq!(status.accel, accel);
+        // By interrupts: what is typed comes back, also over a pause.
+        guest.type_in("hello");
+        guest.expect("hello\n");
+        control.call(&Request::Pause).unwrap();
+        guest.type_in("again");
+        control.call(&Request::Resume).unwrap();
+        guest.expect("again\n");
+        guest.type_in(bare::RESET);
+        guest.expect(bare::GREETING);
+        guest.type_in(bare::OFF);
+        let (record, status) = guest.ends();
+        assert_eq!((record.reason, record.boots), (StopReason::PowerOff, 2));
+        assert_eq!(status, 0);
+
+        let mut guest = bare_guest(accel, directory.path());
+        guest.expect(bare::GREETING);
+        guest.type_in(bare::FAULT);
+        let (record, _) = guest.ends();
+        assert_eq!(record.reason, StopReason::TripleFault);
+    }
+}
+
+#[test]
+fn debian_boots_on_kvm_wherever_the_probe_passes() {
+    let name = "debian_boots_on_kvm_wherever_the_probe_passes";
+    let probe = cpu::kvm::probe::run();
+    if !probe.usable {
+        guest::skip(name, &probe.reason.unwrap_or_default());
+        return;
+    }
+    let media = media!("debian_boots_on_kvm_wherever_the_probe_passes");
+    for vcpus in [1, 4] {
+        let mut guest = Guest::start(&media, |config| {
+            config["accel"] = json!("kvm");
+            config["vcpus"] = json!(vcpus);
+        });
+        guest.expect("INIT-IS-UP on 6.");
+        guest.type_in("echo there are $(nproc) of them");
+        guest.expect(&format!("there are {vcpus} of them"));
+        guest.control().call(&Request::Pause).unwrap();
+        guest.control().call(&Request::Resume).unwrap();
+        guest.type_in("poweroff -f");
+        guest.expect("reboot: Power down");
+        let log = guest.log();
+        for bad in ["BUG:", "WARNING:", "Oops", "soft lockup"] {
+            assert!(!log.contains(bad), "{bad} in:\n{log}");
+        }
+        assert_eq!(guest.ends().0.reason, StopReason::PowerOff);
     }
 }
 

@@ -55,11 +55,13 @@ pub(super) fn system(action: &'static str) -> impl Fn(Errno) -> ServerError {
     }
 }
 
-/// Makes the container as configured; returns our ends of its pipes.
+/// Makes the container as configured; returns our ends of its pipes. `descriptors` are open from 3 on, and
+/// are the program's alone afterwards.
 pub(super) fn container(
     config: &ShimConfig,
     bundle: PathBuf,
     mut spec: Spec,
+    descriptors: Vec<OwnedFd>,
 ) -> Result<(Created, [Option<OwnedFd>; 3]), ServerError> {
     if config.default_seccomp {
         let sets = spec
@@ -90,6 +92,7 @@ pub(super) fn container(
     request.launch = Launch::OnStart;
     request.die_with_parent = true;
     request.rootfs = rootfs(&config.rootfs);
+    request.preserve_fds = u32::try_from(descriptors.len()).unwrap_or(u32::MAX);
     let created = Runtime::new(&config.state_root).create(request)?;
     Ok((created, ours))
 }

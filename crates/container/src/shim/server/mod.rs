@@ -85,9 +85,10 @@ impl Server {
             config,
             bundle,
             spec,
+            descriptors,
         } = task;
         let log = config.log.clone().map(Log::open).transpose()?;
-        let (created, ours) = create::container(&config, bundle, spec)?;
+        let (created, ours) = create::container(&config, bundle, spec, descriptors)?;
         let Created {
             container,
             pid,

@@ -127,6 +127,7 @@ impl Arguments {
                 AccelArgument::Kvm => Accel::Kvm,
                 AccelArgument::Soft => Accel::Soft,
             },
+            kvm_descriptor: None,
             cpu: CpuLevel::Host,
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
