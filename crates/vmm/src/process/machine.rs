@@ -9,7 +9,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use cpu::{Backend, soft::Tier};
@@ -178,7 +178,8 @@ pub fn run(
         let mut out = io::stderr().lock();
         let _lost = writeln!(
             out,
-            "berth-vmm: first guest instruction after {elapsed:.1?}"
+            "berth-vmm: first guest instruction after {elapsed:.1?}, {:.1?} of the processors",
+            Duration::from_nanos(running.machine.stats().cpu_time_ns)
         );
     }
     trim_heap();

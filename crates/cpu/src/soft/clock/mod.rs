@@ -10,4 +10,4 @@ mod tests;
 mod tsc;
 
 pub use kvmclock::{KvmClock, KvmClockState};
-pub use tsc::Tsc;
+pub use tsc::{Tsc, begin_measuring};
