@@ -4,7 +4,10 @@
 //! copies of; an instance's own disk lies in its directory. Making them is for the operation that creates an
 //! instance; when a record is resolved they are only looked up.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use engine::{Customization, GuestMachine, Interface, OwnBoot};
 use image::{
@@ -14,7 +17,7 @@ use image::{
 use ipnetwork::IpNetwork;
 use model::{
     ByteSize, InstanceSpec,
-    instance::Kind,
+    instance::{Kind, MachineSpec},
     record::{InstanceRecord, NetworkRecord},
 };
 
@@ -24,6 +27,48 @@ use crate::{
 
 /// Size of a root disk unless said otherwise. It takes only what is written to it.
 const DEFAULT_DISK: ByteSize = ByteSize(10 << 30);
+
+/// What a system runs where nothing else is named.
+pub(crate) const USUAL_INIT: &str = "/sbin/init";
+/// Where images have their init: where the agent in the guest looks (`berth-agent`), and where links of
+/// merged directories lead, for a layer may hold only one of the two.
+const INITS: [&str; 7] = [
+    "sbin/init",
+    "usr/sbin/init",
+    "lib/systemd/systemd",
+    "usr/lib/systemd/systemd",
+    "etc/init",
+    "bin/init",
+    "usr/bin/init",
+];
+
+/// Refuses a system whose image has none: its guest would come up, find nothing to run, and go down again
+/// at each attempt. `program` is what the image or the user names: a path is taken at its word, a bare word
+/// is the program of an application. A kernel or an initial file system of the user's own may know another
+/// way. Not for a disk that boots by itself.
+pub(crate) fn check_init(
+    spec: &InstanceSpec,
+    program: Option<&str>,
+    layers: &[PathBuf],
+) -> Result<(), NodeError> {
+    let ours = |it: &MachineSpec| it.kernel.is_none() && it.initrd.is_none();
+    let named = program.is_some_and(|it| it.starts_with('/') && it != USUAL_INIT);
+    let looked_for = spec.kind == Kind::System && spec.machine.as_ref().is_some_and(ours) && !named;
+    if !looked_for || layers.iter().any(|layer| has_init(layer)) {
+        return Ok(());
+    }
+    Err(NodeError::Unusable(format!(
+        "the image {:?} has no init: it holds an application, not a system; use `berth run --vm`, or an \
+         image with systemd or busybox init",
+        spec.image
+    )))
+}
+
+fn has_init(layer: &Path) -> bool {
+    INITS
+        .iter()
+        .any(|path| layer.join(path).symlink_metadata().is_ok())
+}
 
 /// What a machine boots.
 struct Boot {

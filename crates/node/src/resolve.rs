@@ -13,7 +13,11 @@ use model::{
 };
 use volume::{VolumeId, VolumeSpec};
 
-use crate::{Node, NodeError, Paths, directory, tables};
+use crate::{
+    Node, NodeError, Paths, directory,
+    machine::{USUAL_INIT, check_init},
+    tables,
+};
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -58,6 +62,10 @@ impl Node {
         let paths = &self.parts().paths;
         let (layers, image) = self.image(record)?;
         let machine = self.machine(record).await?;
+        if machine.as_ref().is_some_and(|it| it.own_boot.is_none()) {
+            let program = command(spec, &image);
+            check_init(spec, program.first().map(String::as_str), &layers)?;
+        }
         let directory = paths.instance(record.id);
         let mut mounts = Vec::new();
         for mount in &spec.mounts {
@@ -326,7 +334,7 @@ fn command(spec: &InstanceSpec, image: &RunConfig) -> Vec<String> {
     let command = asked.command.as_deref().unwrap_or(usual);
     let args: Vec<String> = entrypoint.iter().chain(command).cloned().collect();
     if args.is_empty() && spec.kind == Kind::System {
-        return vec!["/sbin/init".to_owned()];
+        return vec![USUAL_INIT.to_owned()];
     }
     args
 }
@@ -411,7 +419,9 @@ impl Paths {
 
 #[cfg(test)]
 mod tests {
-    use model::instance::{Limits, LogSpec, ProcessSpec, RestartPolicy, Security};
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use model::instance::{Limits, LogSpec, MachineSpec, ProcessSpec, RestartPolicy, Security};
 
     use super::*;
 
@@ -476,6 +486,29 @@ mod tests {
         let system = spec(Kind::System);
         assert!(capabilities(&system, true).contains(&"SYS_ADMIN".to_owned()));
         assert!(!capabilities(&system, false).contains(&"SYS_ADMIN".to_owned()));
+    }
+
+    #[test]
+    fn a_machine_is_no_system_if_its_image_has_no_init() {
+        let layer = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(layer.path().join("usr/sbin")).unwrap();
+        let layers = [layer.path().to_owned()];
+        let mut asked = spec(Kind::System);
+        assert!(
+            check_init(&asked, None, &layers).is_ok(),
+            "a container says so itself"
+        );
+        asked.machine = Some(MachineSpec::default());
+        let error = check_init(&asked, Some("sh"), &layers).unwrap_err();
+        assert!(error.to_string().contains("has no init"), "{error}");
+        assert!(check_init(&asked, Some("/sbin/init"), &layers).is_err());
+        assert!(check_init(&asked, Some("/opt/own"), &layers).is_ok());
+        asked.kind = Kind::Application;
+        assert!(check_init(&asked, Some("sh"), &layers).is_ok());
+        asked.kind = Kind::System;
+        // A link counts: it leads to where it will be inside.
+        std::os::unix::fs::symlink("/nowhere", layer.path().join("usr/sbin/init")).unwrap();
+        assert!(check_init(&asked, Some("sh"), &layers).is_ok());
     }
 
     #[test]
