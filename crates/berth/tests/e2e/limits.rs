@@ -7,7 +7,7 @@ use testkit::Daemon;
 use crate::common::{daemon, status, until, until_so};
 
 /// A control file of an instance: `controller` names the hierarchy of version 1.
-fn control(daemon: &Daemon, id: &str, controller: &str, file: &str) -> String {
+pub fn control(daemon: &Daemon, id: &str, controller: &str, file: &str) -> String {
     let group = format!("{}/{id}", daemon.prefix());
     let places = [
         PathBuf::from("/sys/fs/cgroup")

@@ -153,11 +153,33 @@ fn a_machine_is_used_as_a_container_is() {
         .unwrap();
     assert_eq!(std::fs::read_to_string(&back).unwrap(), "ahoy");
 
-    // It stands still, and goes on.
+    // Shares, caps and rates are changed while it runs, and are its process's.
+    let pid = daemon.inspect("box").unwrap()["pid"].clone();
+    let limits = ["--cpus", "1.5", "--cpu-weight", "50", "--io-read-bps", "8M"];
+    daemon
+        .berth(&[&["set", "box"], &limits[..]].concat())
+        .unwrap();
+    if std::path::Path::new("/sys/fs/cgroup/cpu").exists() {
+        let id = daemon.inspect("box").unwrap()["id"].clone();
+        let id = id.as_str().unwrap();
+        let seen = |controller, file| crate::limits::control(&daemon, id, controller, file);
+        assert_eq!(seen("cpu", "cpu.cfs_quota_us"), "150000");
+        assert_ne!(seen("cpu", "cpu.shares"), "1024");
+        let rates = seen("blkio", "blkio.throttle.read_bps_device");
+        assert!(rates.ends_with(" 8388608"), "{rates}");
+    }
+    assert_eq!(daemon.inspect("box").unwrap()["pid"], pid);
+    assert_eq!(exec(&daemon, &["nproc"]).out, "2\n");
+
+    // It stands still, and goes on, with the time that it is.
     daemon.berth(&["pause", "box"]).unwrap();
     assert_eq!(common::status(&daemon, "box"), "paused");
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    let before = seconds_now();
     daemon.berth(&["resume", "box"]).unwrap();
-    assert_eq!(exec(&daemon, &["true"]).code, 0);
+    let told: u64 = exec(&daemon, &["date", "+%s"]).out.trim().parse().unwrap();
+    // One for what is cut off of a second.
+    assert!((before - 1..=seconds_now() + 1).contains(&told), "{told}");
 
     // The daemon dies; the machine does not notice.
     let before = exec(&daemon, &["cat", "/proc/sys/kernel/random/boot_id"]).out;
@@ -441,6 +463,166 @@ fn whatever_ends_a_machine_is_told() {
     daemon.berth(&["start", "killed"]).unwrap();
     assert_eq!(daemon.run(&["exec", "killed", "true"]).unwrap().code, 0);
     daemon.berth(&["rm", "-f", "killed", "panics"]).unwrap();
+}
+
+#[test]
+fn a_machine_is_executed_by_kvm_through_its_jail_where_that_is_asked_for() {
+    let name = "a_machine_is_executed_by_kvm_through_its_jail_where_that_is_asked_for";
+    if let Err(error) = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+    {
+        return testkit::skip(name, &format!("/dev/kvm cannot be opened: {error}"));
+    }
+    let Some(daemon) = daemon(name) else {
+        return;
+    };
+    // A kernel that any /dev/kvm can run, also one that interprets it: it says what it is and powers off.
+    let kernel = daemon.root().join("bare");
+    std::fs::write(&kernel, bare_kernel("said by KVM\n")).unwrap();
+    daemon
+        .berth(&[
+            "launch",
+            "--vm",
+            "--accel",
+            "kvm",
+            "--kernel",
+            kernel.to_str().unwrap(),
+            "--memory",
+            "96M",
+            "--network",
+            "none",
+            "--restart",
+            "no",
+            "--timeout",
+            "0",
+            "--name",
+            "bare",
+            "busybox",
+        ])
+        .unwrap();
+    until_so("it powers itself off", || {
+        common::status(&daemon, "bare") == "stopped"
+    });
+    let shown = daemon.inspect("bare").unwrap();
+    assert_eq!(shown["exit"]["code"], 0, "{shown:#}");
+    let said = daemon.berth(&["logs", "bare"]).unwrap();
+    assert!(said.contains("said by KVM"), "{said}");
+    daemon.berth(&["rm", "bare"]).unwrap();
+}
+
+/// An ELF file with a PVH entry that sends `text` to the serial port and enters S5.
+fn bare_kernel(text: &str) -> Vec<u8> {
+    const ADDRESS: u32 = 0x10_0000;
+    let (headers, note) = (64 + 2 * 56_u64, 20_u64);
+    // mov esi, text; mov ecx, length; mov edx, 0x3f8; rep outsb
+    let mut code = vec![
+        0xbe, 0, 0, 0, 0, 0xb9, 0, 0, 0, 0, 0xba, 0xf8, 0x03, 0, 0, 0xf3, 0x6e,
+    ];
+    // mov edx, 0x600 (the sleep control register); mov al, S5 and enter it; out dx, al; jmp to itself
+    code.extend([0xba, 0, 0x06, 0, 0, 0xb0, 0x34, 0xee, 0xeb, 0xfe]);
+    let length = u32::try_from(text.len()).unwrap();
+    let at = ADDRESS + u32::try_from(code.len()).unwrap();
+    code[1..5].copy_from_slice(&at.to_le_bytes());
+    code[6..10].copy_from_slice(&length.to_le_bytes());
+    code.extend(text.bytes());
+    let loaded = code.len() as u64;
+
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
+    let longs = |file: &mut Vec<u8>, values: &[u64]| {
+        values.iter().for_each(|it| file.extend(it.to_le_bytes()));
+    };
+    // Entry, program headers, section headers; flags; sizes and counts.
+    longs(&mut file, &[ADDRESS.into(), 64, 0]);
+    file.extend([0, 0, 0, 0, 64, 0, 56, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+    let address = u64::from(ADDRESS);
+    longs(
+        &mut file,
+        &[
+            1 | 7 << 32,
+            headers + note,
+            address,
+            address,
+            loaded,
+            loaded,
+            4,
+        ],
+    );
+    longs(&mut file, &[4 | 4 << 32, headers, 0, 0, note, note, 4]);
+    // XEN_ELFNOTE_PHYS32_ENTRY: where it is entered, in 32-bit protected mode.
+    for word in [4, 4, 18, u32::from_le_bytes(*b"Xen\0"), ADDRESS] {
+        file.extend(word.to_le_bytes());
+    }
+    file.extend(code);
+    file
+}
+
+#[test]
+fn linux_is_executed_by_kvm_by_itself_wherever_the_probe_passes() {
+    let name = "linux_is_executed_by_kvm_by_itself_wherever_the_probe_passes";
+    let vmm = std::path::Path::new(common::BERTH).with_file_name("berth-vmm");
+    let probe = std::process::Command::new(vmm).arg("probe").output();
+    let probe = probe.map(|it| String::from_utf8_lossy(&it.stdout).into_owned());
+    let probe = probe.unwrap_or_default();
+    if !probe.contains("\"usable\":true") {
+        return testkit::skip(name, &format!("the probe says {}", probe.trim()));
+    }
+    let Some(daemon) = daemon(name) else {
+        return;
+    };
+    let run = [
+        "run",
+        "--rm",
+        "--vm",
+        "--cpus",
+        "2",
+        "--network",
+        "none",
+        "busybox",
+    ];
+    let said = daemon.run(&[&run[..], &["nproc"]].concat()).unwrap();
+    assert_eq!((said.code, said.out.as_str()), (0, "2\n"), "{said:?}");
+    let said = daemon.berth(&["doctor"]).unwrap();
+    assert!(said.contains("by the processor (KVM)"), "{said}");
+}
+
+/// Boots of the small image one after another, each with another number of vCPUs, as many as BERTH_BOOTS
+/// says: `BERTH_BOOTS=100 cargo test -p berth --test e2e boots -- --ignored --nocapture`.
+#[test]
+#[ignore = "takes minutes; run it by name, with BERTH_BOOTS for how often"]
+fn boots_in_a_row_all_come_up_and_go_down() {
+    let Some(daemon) = daemon("boots_in_a_row_all_come_up_and_go_down") else {
+        return;
+    };
+    let boots = std::env::var("BERTH_BOOTS").map_or(10, |it| it.parse().unwrap());
+    eprintln!("{}", daemon.berth(&["doctor"]).unwrap());
+    for boot in 0..boots {
+        let cpus = ["1", "2", "4"][boot % 3];
+        let run = [
+            "run",
+            "--rm",
+            "--vm",
+            "--memory",
+            "128M",
+            "--network",
+            "none",
+        ];
+        let run = [&run[..], &["--cpus", cpus, "busybox", "nproc"]].concat();
+        let begun = std::time::Instant::now();
+        let said = daemon.run(&run).unwrap();
+        assert_eq!(
+            (said.code, said.out.trim()),
+            (0, cpus),
+            "boot {boot}: {said:?}"
+        );
+        eprintln!("boot {boot}, {cpus} vCPUs: {:.1?}", begun.elapsed());
+    }
+}
+
+fn seconds_now() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.unwrap().as_secs()
 }
 
 /// The only child of a process.
