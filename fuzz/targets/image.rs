@@ -10,6 +10,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     image::fuzzing::qcow2(data);
     image::fuzzing::partitions(data);
     image::fuzzing::boot_loader(data);
+    image::fuzzing::disk(data);
     let scratch = tempfile::tempdir().expect("a directory to unpack into");
     image::fuzzing::tar_unpack(data, scratch.path());
 });

@@ -78,3 +78,8 @@ pub fn partitions(data: &[u8]) {
 pub fn boot_loader(data: &[u8]) {
     crate::vm::machine::boot::fuzz(data);
 }
+
+/// A disk is searched for what it boots.
+pub fn disk(data: &[u8]) {
+    crate::vm::machine::boot::fuzz_disk(data);
+}

@@ -18,7 +18,7 @@ use std::{
 
 use common::{Scratch, local, needs};
 use image::{
-    ImportError, ImportOptions, InUse, Job,
+    ExportFormat, ImportError, ImportOptions, InUse, Job,
     vm::{BootError, MachineImageError, copy_disk},
 };
 
@@ -52,8 +52,11 @@ fn tree(dir: &Path, grub: Option<&str>) -> PathBuf {
     for (path, content) in files {
         fs::write(tree.join(path), content).unwrap();
     }
+    // As in a merged /usr, and with a link that leads around.
+    std::os::unix::fs::symlink("/boot/../boot/grub", tree.join("boot/grub2")).unwrap();
     if let Some(text) = grub {
-        fs::write(tree.join("boot/grub/grub.cfg"), text).unwrap();
+        fs::write(tree.join("boot/grub/real.cfg"), text).unwrap();
+        std::os::unix::fs::symlink("real.cfg", tree.join("boot/grub/grub.cfg")).unwrap();
     }
     tree
 }
@@ -278,6 +281,79 @@ fn what_would_read_other_files_or_boots_nothing_is_refused() {
         Err(ImportError::NoImage(_))
     ));
     assert!(scratch.store.list().unwrap().is_empty());
+}
+
+#[test]
+fn damaged_file_systems_are_survived() {
+    if !tools(&[]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let path = scratch.path("plain.img");
+    File::create(&path).unwrap().set_len(8 * MIB).unwrap();
+    // Without the checksums that would tell of most damage at once: who means harm corrects them.
+    run(Command::new("mkfs.ext4")
+        .args(["-q", "-F", "-O", "^metadata_csum", "-d"])
+        .args([&tree(scratch.dir.path(), Some(GRUB)), &path]));
+    let sound = fs::read(&path).unwrap();
+    image::fuzzing::disk(&sound);
+    // A superblock that claims more than there is: blocks of 2 GiB, 2^47 of them, a group for each.
+    for (at, bytes) in [
+        (24, 21_u32.to_le_bytes()),
+        (0x150, 0x7fff_u32.to_le_bytes()),
+        (32, 1_u32.to_le_bytes()),
+    ] {
+        let mut damaged = sound.clone();
+        damaged[1024 + at..1024 + at + 4].copy_from_slice(&bytes);
+        image::fuzzing::disk(&damaged);
+    }
+    // Only what is not zero means something; each time other bytes of it, with a generator that repeats.
+    let places: Vec<usize> = (1024..sound.len()).filter(|&at| sound[at] != 0).collect();
+    let mut state = 88_172_645_463_325_252_u64;
+    let mut random = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state >> 16).unwrap()
+    };
+    for _ in 0..300 {
+        let mut damaged = sound.clone();
+        for _ in 0..=random() % 8 {
+            // The superblock and the groups behind it more often than what they lead to.
+            let place = places[random() % if random() % 2 == 0 { places.len() } else { 200 }];
+            damaged[place] = u8::try_from(random() % 256).unwrap();
+        }
+        image::fuzzing::disk(&damaged);
+    }
+}
+
+#[test]
+fn an_image_of_a_disk_travels_as_any_other() {
+    if !tools(&[]) {
+        return;
+    }
+    let (here, there) = (Scratch::new(), Scratch::new());
+    let path = disk(here.dir.path(), "gpt", Some(GRUB));
+    let image = import(&here, &path, "disk").unwrap();
+    let mut archive = Vec::new();
+    here.store
+        .export(
+            &[image],
+            ExportFormat::Archive,
+            &mut archive,
+            &Job::silent(),
+        )
+        .unwrap();
+    assert!(archive.len() < 4 << 20, "zeros travel: {}", archive.len());
+    let options = ImportOptions::default();
+    let images = there
+        .store
+        .import_archive(&archive[..], &options, &Job::silent())
+        .unwrap();
+    assert_eq!(images, [image]);
+    let base = there.store.root_disk(&image, &Job::silent()).unwrap();
+    assert!(fs::read(&base.path).unwrap() == fs::read(&path).unwrap());
+    assert_eq!(fs::read(base.boot.unwrap().kernel).unwrap(), KERNEL);
 }
 
 /// A qcow2 image of one compressed and one plain cluster, small enough to be damaged anywhere.

@@ -8,7 +8,7 @@
 
 use std::{cmp::Ordering, fs::File, io::Read, os::unix::fs::FileExt};
 
-use ext4_view::{Ext4, Ext4Error, Ext4Read};
+use ext4_view::{Ext4, Ext4Read};
 
 use super::partition::{Partition, partitions};
 
@@ -18,6 +18,13 @@ const MAX_KERNEL: u64 = 256 << 20;
 const MAX_INITRD: u64 = 512 << 20;
 /// Largest configuration of a boot loader that is read.
 const MAX_CONFIG: u64 = 1 << 20;
+/// Largest block: 1024 bytes, doubled so often.
+const MAX_LOG_BLOCK_BYTES: u64 = 6;
+/// Most groups of blocks: 128 TiB of the usual ones.
+const MAX_GROUPS: u64 = 1 << 20;
+/// Most symbolic links on the way to a file, and longest target of one.
+const MAX_LINKS: usize = 40;
+const MAX_LINK_BYTES: u64 = 4096;
 /// Most entries of a directory that are looked at.
 const MAX_ENTRIES: usize = 4096;
 /// Most bytes of a command line: what a kernel takes, less what is added.
@@ -75,6 +82,32 @@ struct Window {
     part: Partition,
 }
 
+impl Window {
+    /// Whether the superblock asks for no more memory than a file system of this size needs: the reader
+    /// takes what it says for its blocks and groups. See the kernel's
+    /// `Documentation/filesystems/ext4/super.rst`.
+    fn is_plausible(&self) -> bool {
+        let mut superblock = [0; 1024];
+        let read = self.part.offset.checked_add(1024);
+        let read = read.map(|at| self.disk.read_exact_at(&mut superblock, at));
+        if !matches!(read, Some(Ok(()))) || self.part.bytes < 2048 {
+            return false;
+        }
+        let word = |at: usize| {
+            let bytes = superblock[at..at + 4].try_into().unwrap_or_default();
+            u64::from(u32::from_le_bytes(bytes))
+        };
+        let (blocks, log_block_bytes, per_group) =
+            (word(4) | word(0x150) << 32, word(24), word(32));
+        if log_block_bytes > MAX_LOG_BLOCK_BYTES || per_group == 0 {
+            return false;
+        }
+        // The upper half counts only with a feature; where it does not, it is zero.
+        let block_bytes = 1024 << log_block_bytes;
+        blocks <= self.part.bytes / block_bytes && blocks / per_group <= MAX_GROUPS
+    }
+}
+
 impl Ext4Read for Window {
     fn read(
         &mut self,
@@ -113,7 +146,9 @@ pub(super) fn find(disk: &File, bytes: u64) -> Result<Found, BootError> {
             part,
         };
         // Others, and damaged ones, cannot be what it boots from.
-        if let Ok(files) = Ext4::load(Box::new(window)) {
+        if window.is_plausible()
+            && let Ok(files) = Ext4::load(Box::new(window))
+        {
             let number = part.number;
             volumes.push(Volume { number, files });
         }
@@ -135,9 +170,47 @@ pub(super) fn find(disk: &File, bytes: u64) -> Result<Found, BootError> {
 impl Volume {
     /// Whether it looks like a system's root.
     fn is_root(&self) -> bool {
-        let has = |path: &str| self.files.exists(path).unwrap_or(false);
+        let has = |path: &str| self.resolve(path).is_some();
         has("/etc")
             && (has("/sbin/init") || has("/usr/lib/systemd/systemd") || has("/usr/sbin/init"))
+    }
+
+    /// The path without symbolic links, if it leads to something. Links are followed here, for the reader
+    /// would take as much memory as one says that its target is long.
+    fn resolve(&self, path: &str) -> Option<String> {
+        let parts = |path: &str| path.split('/').rev().map(str::to_owned).collect::<Vec<_>>();
+        let (mut left, mut links) = (parts(path), 0);
+        let mut real: Vec<String> = Vec::new();
+        while let Some(part) = left.pop() {
+            match part.as_str() {
+                "" | "." => continue,
+                ".." => {
+                    real.pop();
+                    continue;
+                }
+                _ => {}
+            }
+            let here = format!(
+                "/{}",
+                [&real[..], std::slice::from_ref(&part)].concat().join("/")
+            );
+            let meta = self.files.symlink_metadata(here.as_str()).ok()?;
+            if !meta.is_symlink() {
+                real.push(part);
+                continue;
+            }
+            links += 1;
+            if links > MAX_LINKS || meta.len() > MAX_LINK_BYTES {
+                return None;
+            }
+            let target = self.files.read_link(here.as_str()).ok()?;
+            let target = target.to_str().ok()?;
+            if target.starts_with('/') {
+                real.clear();
+            }
+            left.extend(parts(target));
+        }
+        Some(format!("/{}", real.join("/")))
     }
 
     fn text(&self, path: &str) -> Option<String> {
@@ -151,10 +224,11 @@ impl Volume {
             path: path.to_owned(),
             problem,
         };
-        let mut file = self.files.open(path).map_err(|error| match error {
-            Ext4Error::NotFound => wrong("is not there"),
-            _ => wrong("cannot be read"),
-        })?;
+        let real = self.resolve(path).ok_or_else(|| wrong("is not there"))?;
+        let mut file = self
+            .files
+            .open(real.as_str())
+            .map_err(|_| wrong("cannot be read"))?;
         if file.metadata().len() > limit {
             return Err(wrong("is too large"));
         }
@@ -166,8 +240,10 @@ impl Volume {
 
     /// The names in a directory.
     fn names(&self, directory: &str) -> Vec<String> {
-        let directory = if directory.is_empty() { "/" } else { directory };
-        let Ok(entries) = self.files.read_dir(directory) else {
+        let entries = self
+            .resolve(directory)
+            .map(|real| self.files.read_dir(real.as_str()));
+        let Some(Ok(entries)) = entries else {
             return Vec::new();
         };
         entries
@@ -442,6 +518,15 @@ pub(crate) fn fuzz(data: &[u8]) {
     }
     let (a, b) = text.split_at(text.floor_char_boundary(text.len() / 2));
     assert_eq!(by_version(a, b), by_version(b, a).reverse());
+}
+
+/// Whatever a disk's file systems hold, looking for a kernel on it ends.
+pub(crate) fn fuzz_disk(data: &[u8]) {
+    let file = rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).map(File::from);
+    let Ok(file) = file else { return };
+    if file.write_all_at(data, 0).is_ok() {
+        let _ = find(&file, data.len() as u64);
+    }
 }
 
 #[cfg(test)]
