@@ -3,7 +3,7 @@
 
 use iced_x86::{
     Code, CpuidFeature, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic,
-    OpAccess, OpCodeOperandKind as Kind, OpKind, Register,
+    OpAccess, OpCodeOperandKind as Kind, OpKind, Register, RflagsBits,
 };
 
 use crate::random::Random;
@@ -313,10 +313,6 @@ pub fn make(
     }
     match it.mnemonic() {
         Mnemonic::Div | Mnemonic::Idiv if !random.one_in(4) => return None,
-        // More than one leaves the overflow flag undefined, which tiers need not agree on and code may still read.
-        Mnemonic::Rol | Mnemonic::Ror if it.op1_kind() == OpKind::Immediate8 => {
-            it.set_immediate8(it.immediate8() & 1);
-        }
         _ => {}
     }
     (random.one_in(40) || !writes_role(&it, roles, factory)).then_some(it)
@@ -339,6 +335,27 @@ fn writes_role(it: &Instruction, roles: Roles, factory: &mut InstructionInfoFact
         );
         written && roles.holds(register) && !(stack && register == Register::RSP)
     })
+}
+
+/// What of the flags an instruction leaves undefined, after `before` was.
+pub fn undefined_after(it: &Instruction, before: u32) -> u32 {
+    let defined = it.rflags_written() | it.rflags_cleared() | it.rflags_set();
+    before & !defined | it.rflags_undefined()
+}
+
+/// Some of iced's bits in their places in `rflags`.
+pub fn in_place(bits: u32) -> u64 {
+    [
+        (RflagsBits::CF, 1),
+        (RflagsBits::PF, 4),
+        (RflagsBits::AF, 0x10),
+        (RflagsBits::ZF, 0x40),
+        (RflagsBits::SF, 0x80),
+        (RflagsBits::OF, 0x800),
+    ]
+    .into_iter()
+    .filter(|(bit, _)| bits & bit != 0)
+    .fold(0, |mask, (_, flag)| mask | flag)
 }
 
 /// What most code is made of: integer instructions with flags that depend on each other.

@@ -1,10 +1,12 @@
 //! Makes programs: blocks of random instructions that jump to each other until their fuel is gone.
 
-use iced_x86::{Code, Encoder, Instruction, InstructionInfoFactory, Register, code_asm::*};
+use iced_x86::{
+    Code, Encoder, Instruction, InstructionInfoFactory, Register, RflagsBits, code_asm::*,
+};
 
 use crate::{
     guest::{CODE, CODE_BYTES, PAGE, STACK, State},
-    instruction::{Roles, make},
+    instruction::{Roles, in_place, make, undefined_after},
     random::Random,
 };
 
@@ -15,6 +17,8 @@ const BLOCK: u64 = 192;
 pub struct Program {
     pub code: Vec<(u64, Vec<u8>)>,
     pub roles: Roles,
+    /// Flags that are undefined in the end, in their places.
+    pub undefined: u64,
 }
 
 impl Program {
@@ -43,6 +47,7 @@ pub fn single(
     Some(Program {
         code: vec![(address, bytes)],
         roles,
+        undefined: in_place(undefined_after(&instruction, 0)),
     })
 }
 
@@ -79,12 +84,25 @@ pub fn blocks(
     let mut code = Vec::new();
     for &place in &places {
         let mut bytes = Vec::new();
+        // The auxiliary flag is left undefined by almost all, so any block may begin so.
+        let mut undefined = RflagsBits::AF;
         for _ in 0..random.below(8) {
             let form = forms[random.below(forms.len() as u64) as usize];
-            let made = make(form, roles, random, factory);
-            if let Some(more) = made.and_then(|it| encode(&it, place + bytes.len() as u64)) {
+            let Some(it) = make(form, roles, random, factory) else {
+                continue;
+            };
+            // Tiers need not agree on what is undefined, so nothing may depend on it.
+            if it.rflags_read() & undefined != 0 {
+                continue;
+            }
+            if let Some(more) = encode(&it, place + bytes.len() as u64) {
+                undefined = undefined_after(&it, undefined);
                 bytes.extend(more);
             }
+        }
+        if undefined & !RflagsBits::AF != 0 {
+            // cmp rdx, rsi
+            bytes.extend([0x48, 0x39, 0xf2]);
         }
         let end = terminator(place + bytes.len() as u64, roles, &places, random)
             .expect("terminators can be encoded");
@@ -92,7 +110,11 @@ pub fn blocks(
         assert!(bytes.len() as u64 <= BLOCK, "{} bytes", bytes.len());
         code.push((place, bytes));
     }
-    Program { code, roles }
+    Program {
+        code,
+        roles,
+        undefined: in_place(RflagsBits::AF),
+    }
 }
 
 fn wide(register: Register) -> AsmRegister64 {
