@@ -115,7 +115,8 @@ impl Interpreter {
         &self.core.interface.counters
     }
 
-    /// Instructions executed so far. A repeated string instruction counts once per part.
+    /// Instructions executed so far. A repeated string instruction counts once per part, and what
+    /// translated code executes from one entry to the next return as one.
     #[must_use]
     pub fn instructions(&self) -> u64 {
         self.instructions

@@ -35,6 +35,12 @@ impl Tsc {
         }
     }
 
+    /// What the host's counter is to be increased by, for translated code; it stays there as long
+    /// as this does.
+    pub(in crate::soft) fn offset(&self) -> &AtomicU64 {
+        &self.offset
+    }
+
     /// What `rdtsc` gives now.
     #[inline]
     #[must_use]

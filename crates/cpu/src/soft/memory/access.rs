@@ -165,7 +165,7 @@ impl Core {
     /// made of it are void, and the running one ends with the current instruction.
     pub(in crate::soft) fn about_to_write(&mut self, page: usize) {
         if self.ram.pages().written(page) {
-            self.interface.written.push(page);
+            self.interface.note_written(page);
             self.cannot_take_back();
             self.end_block();
         }

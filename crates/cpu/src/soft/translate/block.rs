@@ -256,6 +256,8 @@ impl<'a> Writer<'a> {
             Class::PushMemory => self.push_memory(index),
             Class::PushFlags => self.push_flags(index),
             Class::SwapGs => self.swap_gs(),
+            Class::ReadClock => self.read_clock(),
+            Class::Pop => self.pop_rsp(index),
             Class::InterruptFlag(on) => self.interrupt_flag(index, on),
             Class::Vector(unit, mxcsr) => self.vector(index, form, unit, mxcsr),
             Class::Lea => self.lea(index),

@@ -42,6 +42,7 @@ pub(super) enum Class {
     PushMemory,
     PushFlags,
     SwapGs,
+    ReadClock,
     /// `sti`, or `cli`.
     InterruptFlag(bool),
     /// `idiv`, or `div`.
@@ -227,6 +228,7 @@ fn class(instruction: &Instruction) -> Class {
         Code::Leaveq => return Class::Leave,
         Code::Push_rm64 => return Class::PushMemory,
         Code::Pushfq => return Class::PushFlags,
+        Code::Rdtsc => return Class::ReadClock,
         Code::Swapgs => return Class::SwapGs,
         Code::Cli => return Class::InterruptFlag(false),
         Code::Sti => return Class::InterruptFlag(true),

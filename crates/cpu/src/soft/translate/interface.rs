@@ -2,7 +2,7 @@
 
 use std::{
     mem::offset_of,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use crate::soft::{
@@ -45,6 +45,10 @@ pub(in crate::soft) struct Interface {
     attention: *const AtomicU32,
     /// Not zero when an interrupt may wait; translated code reads it.
     waiting: *const AtomicU32,
+    /// What the guest's clock is ahead of the host's; translated code reads it.
+    clock: *const AtomicU64,
+    /// The core this is a part of.
+    core: *mut Core,
     /// Where translated code goes on after a handler that branched.
     jump: usize,
     /// The status flags, in their places.
@@ -72,8 +76,8 @@ pub(in crate::soft) struct Interface {
     pub(super) mode: Mode,
     /// [`Tlb::changes`] when translated code was entered.
     pub(super) changes: [u32; 2],
-    /// Pages of code that this vCPU wrote to since it last looked.
-    pub(in crate::soft) written: Vec<usize>,
+    /// Pages of code that this vCPU wrote to since the translator last looked, or some of them.
+    pub(super) written: Vec<usize>,
     /// What happened how often.
     pub(in crate::soft) counters: Counters,
 }
@@ -84,6 +88,8 @@ impl Default for Interface {
         Self {
             attention: std::ptr::null(),
             waiting: std::ptr::null(),
+            clock: std::ptr::null(),
+            core: std::ptr::null_mut(),
             jump: 0,
             status: STATUS_FLAGS,
             shown: !(RF | VM),
@@ -103,6 +109,17 @@ impl Default for Interface {
     }
 }
 
+impl Interface {
+    /// Notes that this vCPU wrote to a page of code.
+    pub(in crate::soft) fn note_written(&mut self, page: usize) {
+        // Where nobody looks, some are enough: that others are missing is seen.
+        const MOST: usize = 64;
+        if self.written.len() < MOST {
+            self.written.push(page);
+        }
+    }
+}
+
 /// The place of an address among the targets of a context.
 pub(super) fn target_slot(context: usize, address: u64) -> usize {
     let targets = if context == 2 { OPEN_TARGETS } else { TARGETS };
@@ -117,6 +134,8 @@ pub(super) const STATUS: usize = offset_of!(Core, flags) + Flags::STATUS;
 pub(super) const GUEST_RIP: usize = guest(RIP);
 pub(super) const ATTENTION: usize = THIS + offset_of!(Interface, attention);
 pub(super) const WAITING: usize = THIS + offset_of!(Interface, waiting);
+pub(super) const CLOCK: usize = THIS + offset_of!(Interface, clock);
+pub(super) const CORE: usize = THIS + offset_of!(Interface, core);
 pub(super) const JUMP: usize = THIS + offset_of!(Interface, jump);
 /// The status flags, as a mask.
 pub(super) const STATUS_MASK: usize = THIS + offset_of!(Interface, status);
@@ -178,6 +197,8 @@ impl Core {
     pub(super) fn prepare_translated(&mut self, attention: &AtomicU32, mode: Mode) {
         self.interface.attention = attention;
         self.interface.waiting = self.platform.apic.inbox().waiting_word();
+        self.interface.clock = self.platform.tsc.offset();
+        self.interface.core = self;
         self.interface.mode = mode;
         self.interface.changes = self.tlb.changes();
         self.interface.run_mxcsr = self.run_mxcsr(mode);

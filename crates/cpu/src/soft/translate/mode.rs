@@ -1,9 +1,9 @@
 //! What a translation takes for granted.
 
-use crate::soft::{Core, memory::tlb::Context, vector::Unit};
+use crate::soft::{Core, memory::tlb::Context, system::control::CR4_TSD, vector::Unit};
 
 /// What a translation takes for granted: on whose behalf it accesses memory, which units are open,
-/// and whether the guest's `mxcsr` has floating point compute as the host does.
+/// what is permitted, and whether the guest's `mxcsr` has floating point compute as the host does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(in crate::soft) struct Mode(u8);
 
@@ -12,6 +12,7 @@ const SSE: u8 = 1 << 2;
 const AVX: u8 = 1 << 3;
 const AS_HOST: u8 = 1 << 4;
 const RING_0: u8 = 1 << 5;
+const CLOCK: u8 = 1 << 6;
 /// All exceptions masked, rounding to nearest, denormals as they are.
 const MASKED: u32 = 0x1f80;
 const RAISED: u32 = 0x3f;
@@ -26,12 +27,16 @@ impl Mode {
             core.tlb.context() as u8
                 | flag(SSE, vector.is_open(Unit::Sse))
                 | flag(AVX, vector.is_open(Unit::Avx))
+                | flag(
+                    CLOCK,
+                    core.privilege == 0 || core.control.cr4 & CR4_TSD == 0,
+                )
                 | flag(RING_0, core.privilege == 0)
                 | flag(AS_HOST, vector.state.mxcsr & !RAISED == MASKED),
         )
     }
 
-    /// As a number under 64.
+    /// As a number under 128.
     pub(super) fn number(self) -> u8 {
         self.0
     }
@@ -48,12 +53,17 @@ impl Mode {
         } else {
             self.0 & RING_0
         };
-        self.0 & (SSE | AVX | AS_HOST) | ring_0
+        self.0 & (SSE | AVX | AS_HOST | CLOCK) | ring_0
     }
 
     /// Whether ring 0's instructions are permitted.
     pub(super) fn is_ring0(self) -> bool {
         self.0 & RING_0 != 0
+    }
+
+    /// Whether `rdtsc` is permitted.
+    pub(super) fn may_read_clock(self) -> bool {
+        self.0 & CLOCK != 0
     }
 
     /// Whether a unit is open.

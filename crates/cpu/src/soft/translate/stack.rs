@@ -103,6 +103,16 @@ impl Writer<'_> {
         }
     }
 
+    /// `pop rsp`, which is no part of a run.
+    pub(super) fn pop_rsp(&mut self, index: usize) -> Option<()> {
+        self.code.mov(S0, GUEST_RSP);
+        let access = stack(self.source.mode.context(), false, self.live[index]);
+        let slow = self.find(index, &access);
+        self.code.at(true, &[0x8b], GUEST_RSP, word(0));
+        self.resume(slow);
+        Some(())
+    }
+
     /// Writes pops to registers, the last of which may be that of `ret`, which loads `r10`.
     fn pop_run(&mut self, run: Range<usize>) {
         let count = run.len();

@@ -5,10 +5,10 @@ use iced_x86::OpKind;
 
 use super::{
     block::{Slow, SlowKind, Writer, at_s0, stack},
-    emit::{GUEST_RSP, Jump, RAX, S0, S1, condition},
+    emit::{Address, GUEST_RSP, Jump, RAX, S0, S1, condition},
     interface::{
-        CONTROL, KERNEL_GS_BASE, SHOWN_MASK, SPILL_RAX, SPILL_TARGET, STATUS_MASK, WAITING, guest,
-        segment_base,
+        CLOCK, CONTROL, KERNEL_GS_BASE, SHOWN_MASK, SPILL_RAX, SPILL_TARGET, STATUS_MASK, WAITING,
+        guest, segment_base,
     },
     operand::{self, host_of, is_plain, restore_flags},
 };
@@ -16,6 +16,15 @@ use crate::soft::{flags::IF, op};
 
 const RDX: u8 = 2;
 const GS: u8 = 5;
+
+/// `[base]`.
+fn at(base: u8) -> Address {
+    Address {
+        base: Some(base),
+        index: None,
+        displacement: 0,
+    }
+}
 
 impl Writer<'_> {
     fn keep_flags(&mut self, keep: bool) {
@@ -80,6 +89,23 @@ impl Writer<'_> {
         self.code.at(true, &[0x89], S1, at_s0());
         self.code.lea(GUEST_RSP, GUEST_RSP, -8);
         self.resume(slow);
+        Some(())
+    }
+
+    /// `rdtsc`; leaves the flags.
+    pub(super) fn read_clock(&mut self) -> Option<()> {
+        if !self.source.mode.may_read_clock() {
+            return None;
+        }
+        let code = &mut *self.code;
+        // rdtsc; rorx rdx, rdx, 32
+        code.raw(&[0x0f, 0x31, 0xc4, 0xe3, 0xfb, 0xf0, 0xd2, 32]);
+        code.lea_sum(RAX, RAX, RDX);
+        code.load(S1, CLOCK);
+        code.at(true, &[0x8b], S1, at(S1));
+        code.lea_sum(RAX, RAX, S1);
+        // rorx rdx, rax, 32; mov edx, edx; mov eax, eax
+        code.raw(&[0xc4, 0xe3, 0xfb, 0xf0, 0xd0, 32, 0x89, 0xd2, 0x89, 0xc0]);
         Some(())
     }
 
@@ -156,7 +182,7 @@ impl Writer<'_> {
             self.code.registers(wide, &[0x3b], S0, RDX);
             let jump = self.code.jump_if(condition::NOT_EQUAL);
             slow.push(self.slow(index, jump));
-            let above = super::emit::Address {
+            let above = Address {
                 base: Some(S1),
                 index: None,
                 displacement: 1,

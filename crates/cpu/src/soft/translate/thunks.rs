@@ -3,8 +3,8 @@
 use super::{
     emit::{Assembler, GUEST_RSP, RAX, RSP, S0, S1, condition},
     interface::{
-        EXIT, GUEST_RIP, JUMP, LIVE_MXCSR, RUN_MXCSR, STATUS, VECTORS, call_handler, exit, guest,
-        xmm, ymm_high,
+        CORE, EXIT, GUEST_RIP, JUMP, LIVE_MXCSR, RUN_MXCSR, STATUS, VECTORS, call_handler, exit,
+        guest, xmm, ymm_high,
     },
 };
 
@@ -71,15 +71,24 @@ fn save(code: &mut Assembler, save_vectors: usize) {
     code.land(none);
 }
 
-/// The reverse, but for the vectors.
+/// The reverse, but for the vectors and `mxcsr`.
 fn load(code: &mut Assembler) {
-    code.gs(false, LDMXCSR.0, LDMXCSR.1, RUN_MXCSR);
     code.gs(false, &[0x0f, 0xb7], RAX, STATUS);
     code.flags_from_ax();
     for register in PINNED {
         code.load(register, guest(register));
     }
     code.load(GUEST_RSP, guest(RSP));
+}
+
+/// Loads `mxcsr` after a handler, unless it is what it was before: that takes long. Handlers leave
+/// its controls alone, and flags they add are in the guest's already.
+fn load_mxcsr(code: &mut Assembler) {
+    code.gs(false, &[0x8b], RAX, RUN_MXCSR);
+    code.gs(false, &[0x3b], RAX, LIVE_MXCSR);
+    let same = code.jump_if(condition::EQUAL);
+    code.gs(false, LDMXCSR.0, LDMXCSR.1, RUN_MXCSR);
+    code.land(same);
 }
 
 fn enter(code: &mut Assembler) -> usize {
@@ -89,6 +98,7 @@ fn enter(code: &mut Assembler) -> usize {
     // wrgsbase rdi
     code.raw(&[0xf3, 0x48, 0x0f, 0xae, 0xdf]);
     code.mov(S0, 6);
+    code.gs(false, LDMXCSR.0, LDMXCSR.1, RUN_MXCSR);
     load(code);
     // jmp r10
     code.raw(&[0x41, 0xff, 0xe2]);
@@ -115,8 +125,7 @@ fn handler(code: &mut Assembler, save_vectors: usize) -> usize {
     let entry = code.here();
     code.store(S1, GUEST_RIP);
     save(code, save_vectors);
-    // rdgsbase rdi; mov rsi, r10
-    code.raw(&[0xf3, 0x48, 0x0f, 0xae, 0xcf]);
+    code.load(7, CORE);
     code.mov(6, S0);
     code.raw(&SUB_RSP_8);
     code.mov_value(RAX, call_handler as *const () as u64);
@@ -126,6 +135,7 @@ fn handler(code: &mut Assembler, save_vectors: usize) -> usize {
     // test eax, eax
     code.raw(&[0x85, 0xc0]);
     let other = code.jump_if(condition::NOT_EQUAL);
+    load_mxcsr(code);
     load(code);
     code.byte(RET);
     code.land(other);
@@ -134,6 +144,7 @@ fn handler(code: &mut Assembler, save_vectors: usize) -> usize {
     let leave = code.jump_if(condition::NOT_EQUAL);
     // Drops the address of the caller.
     code.raw(&ADD_RSP_8);
+    load_mxcsr(code);
     load(code);
     code.load(S0, GUEST_RIP);
     // jmp gs:[jump]
