@@ -12,6 +12,9 @@ use std::{
 
 use super::{server::Running, *};
 
+/// Longest that anything is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 struct Fixture {
     directory: tempfile::TempDir,
     output: Output,
@@ -123,7 +126,9 @@ fn what_is_typed_by_clients_that_hang_up_at_once_arrives_whole_and_in_order() {
         drop(client);
         expected.extend(line);
     }
+    let begun = std::time::Instant::now();
     while fixture.typed.lock().unwrap().len() < expected.len() {
+        assert!(begun.elapsed() < PATIENCE, "some of it is lost");
         std::thread::sleep(Duration::from_millis(5));
     }
     assert!(*fixture.typed.lock().unwrap() == expected);
