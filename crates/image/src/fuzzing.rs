@@ -76,10 +76,10 @@ pub fn partitions(data: &[u8]) {
 
 /// A boot loader's configuration is read or refused.
 pub fn boot_loader(data: &[u8]) {
-    crate::vm::machine::boot::fuzz(data);
+    crate::vm::machine::loader::fuzz(data);
 }
 
 /// A disk is searched for what it boots.
 pub fn disk(data: &[u8]) {
-    crate::vm::machine::boot::fuzz_disk(data);
+    crate::vm::machine::boot::fuzz(data);
 }
