@@ -313,6 +313,13 @@ pub fn make(
     }
     match it.mnemonic() {
         Mnemonic::Div | Mnemonic::Idiv if !random.one_in(4) => return None,
+        // By more than its width a double shift leaves even its result undefined.
+        Mnemonic::Shld | Mnemonic::Shrd if it.op1_register().size() == 2 => {
+            if it.op2_kind() != OpKind::Immediate8 {
+                return None;
+            }
+            it.set_immediate8(it.immediate8() & 0xf);
+        }
         _ => {}
     }
     (random.one_in(40) || !writes_role(&it, roles, factory)).then_some(it)
