@@ -59,8 +59,8 @@ pub(super) struct Source<'a> {
     pub(super) rip: u64,
     pub(super) bytes: &'a [u8],
     pub(super) instructions: &'a [Instruction],
-    /// For each instruction, where its operation will stay.
-    pub(super) ops: *const Op,
+    /// For each instruction, its operation.
+    pub(super) ops: &'a [Op],
     pub(super) mode: Mode,
 }
 
@@ -89,6 +89,10 @@ pub(super) struct Writer<'a> {
     pub(super) code: &'a mut Assembler,
     thunks: Thunks,
     pub(super) source: &'a Source<'a>,
+    /// Operations whose handlers are called, which stay where they are.
+    kept: &'a mut Vec<Op>,
+    /// For each instruction, where its operation is kept, if it is.
+    kept_at: Vec<Option<u64>>,
     /// For each instruction, whether flags are of use before it.
     pub(super) live: Vec<bool>,
     pub(super) slow: Vec<Slow>,
@@ -143,12 +147,14 @@ pub(super) fn stack(context: usize, write: bool, keep_flags: bool) -> Access {
 }
 
 impl<'a> Writer<'a> {
-    /// Writes all of it; direct jumps out of it are left to the caller.
+    /// Writes all of it; direct jumps out of it are left to the caller. `kept` has room for an
+    /// operation for each instruction.
     pub(super) fn write(
         code: &'a mut Assembler,
         thunks: Thunks,
         source: &'a Source<'a>,
         forms: &mut Forms,
+        kept: &'a mut Vec<Op>,
     ) -> (Self, Entry) {
         let all: Vec<Form> = source.instructions.iter().map(|it| forms.get(it)).collect();
         let mut writer = Self {
@@ -156,6 +162,8 @@ impl<'a> Writer<'a> {
             code,
             thunks,
             source,
+            kept,
+            kept_at: vec![None; source.instructions.len()],
             slow: Vec::new(),
             exits: Vec::new(),
             level: 0,
@@ -280,9 +288,17 @@ impl<'a> Writer<'a> {
 
     fn call_handler(&mut self, index: usize) {
         let rip = self.rip(index);
-        // SAFETY: there is an operation for each instruction.
-        let op = unsafe { self.source.ops.add(index) };
-        self.code.mov_value(S0, op as u64);
+        let op = match self.kept_at[index] {
+            Some(op) => op,
+            None => {
+                debug_assert!(self.kept.len() < self.kept.capacity());
+                self.kept.push(self.source.ops[index]);
+                let op = std::ptr::from_ref(&self.kept[self.kept.len() - 1]) as u64;
+                self.kept_at[index] = Some(op);
+                op
+            }
+        };
+        self.code.mov_value(S0, op);
         self.code.mov_value(S1, rip);
         self.code.call(self.thunks.handler);
     }

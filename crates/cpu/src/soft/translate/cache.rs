@@ -6,7 +6,7 @@ use std::{io, ptr::NonNull};
 use rustix::mm::{MapFlags, ProtFlags};
 
 /// Room for translations. What was never written takes no memory.
-pub(super) const BYTES: usize = 8 << 20;
+pub(super) const BYTES: usize = 12 << 20;
 
 /// Memory that one vCPU executes.
 pub(super) struct Memory {

@@ -47,6 +47,7 @@ use std::{
     hash::BuildHasherDefault,
     io,
     sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
 };
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
@@ -69,8 +70,15 @@ use super::{
 
 /// How often a block is interpreted before it is translated.
 pub const THRESHOLD: u32 = 16;
-/// Operations kept for translations.
+/// Operations kept at first for the handlers that translations call: 40 bytes each, and as much
+/// again for what finds the translations.
+const LEAST_OPS: usize = 16 << 10;
+/// Operations kept at most.
 const MOST_OPS: usize = 128 << 10;
+/// A budget that is filled within this time is too small,
+const SOON: Duration = Duration::from_millis(250);
+/// if it is so often in a row: what is executed only once, as the start of a program, fills any.
+const OFTEN: u32 = 4;
 /// Bytes of code that a block may become at most, with room to spare.
 const MOST_BYTES: usize = 32 << 10;
 
@@ -99,11 +107,24 @@ struct Page {
     keys: Vec<Key>,
 }
 
-/// A direct jump of a translation that is not linked yet.
-struct Link {
-    /// Where its displacement is.
-    at: usize,
-    back: bool,
+/// A direct jump of a translation that is not linked yet: where its displacement is.
+struct Link(u32);
+
+impl Link {
+    const BACK: u32 = 1 << 31;
+
+    fn new(at: usize, back: bool) -> Self {
+        Self(at as u32 | if back { Self::BACK } else { 0 })
+    }
+
+    fn at(&self) -> usize {
+        (self.0 & !Self::BACK) as usize
+    }
+
+    /// Whether the attention word is to be looked at on the way.
+    fn leads_back(&self) -> bool {
+        self.0 & Self::BACK != 0
+    }
 }
 
 /// What led out of translated code, to be made to lead on within it.
@@ -132,6 +153,11 @@ pub(super) struct Translator {
     start: usize,
     thunks: Thunks,
     ops: Vec<Op>,
+    /// How many operations are kept before everything is forgotten.
+    budget: usize,
+    /// How often in a row it was filled soon.
+    soon: u32,
+    forgotten_at: Instant,
     entries: Map<Key, Entry>,
     pages: Map<usize, Page>,
     links: Vec<Link>,
@@ -182,6 +208,9 @@ impl Translator {
             start,
             thunks,
             ops: Vec::with_capacity(MOST_OPS),
+            budget: LEAST_OPS,
+            soon: 0,
+            forgotten_at: Instant::now(),
             entries: Map::default(),
             pages: Map::default(),
             links: Vec::new(),
@@ -290,10 +319,15 @@ impl Translator {
                 let Some(link) = self.links.get(number) else {
                     return;
                 };
-                let target = if link.back { entry.checked } else { entry.body };
-                let end = self.memory.address() + link.at + 4;
+                let at = link.at();
+                let target = if link.leads_back() {
+                    entry.checked
+                } else {
+                    entry.body
+                };
+                let end = self.memory.address() + at + 4;
                 let displacement = target.wrapping_sub(end) as u32;
-                self.memory.write(link.at, &displacement.to_le_bytes());
+                self.memory.write(at, &displacement.to_le_bytes());
                 core.interface.counters.links += 1;
             }
         }
@@ -369,6 +403,21 @@ impl Translator {
         self.memory.write(at, &jump);
     }
 
+    /// Chooses the budget anew, once it is full.
+    fn adapt(&mut self) {
+        let now = Instant::now();
+        self.soon = if now - self.forgotten_at < SOON {
+            self.soon + 1
+        } else {
+            0
+        };
+        self.forgotten_at = now;
+        if self.soon == OFTEN {
+            self.budget = (self.budget * 2).min(MOST_OPS);
+            self.soon = 0;
+        }
+    }
+
     /// Forgets all.
     fn forget(&mut self, core: &mut Core) {
         core.interface.counters.flushes += 1;
@@ -386,7 +435,8 @@ impl Translator {
         let (first, end) = block.ops();
         // SAFETY: both point into the same block.
         let count = unsafe { end.offset_from(first) } as usize;
-        if self.used + MOST_BYTES > cache::BYTES || self.ops.len() + count > MOST_OPS {
+        if self.used + MOST_BYTES > cache::BYTES || self.ops.len() + count > self.budget {
+            self.adapt();
             self.forget(core);
         }
         // SAFETY: the block has so many operations, and nothing is decoded meanwhile.
@@ -415,8 +465,6 @@ impl Translator {
         if !agrees {
             return;
         }
-        let at = self.ops.len();
-        self.ops.extend_from_slice(ops);
         let mode = Mode::of(core);
         let key = Key::new(block.host(), rip, mode);
         let instructions = std::mem::take(&mut self.instructions);
@@ -424,8 +472,7 @@ impl Translator {
             rip,
             bytes,
             instructions: &instructions,
-            // SAFETY: within the vector, which never grows past its capacity.
-            ops: unsafe { self.ops.as_ptr().add(at) },
+            ops,
             mode,
         };
         self.write(core, &source, key, page, block.generation());
@@ -449,8 +496,13 @@ impl Translator {
         generation: u32,
     ) {
         self.code.restart(self.memory.address() + self.used);
-        let (mut writer, entry) =
-            Writer::write(&mut self.code, self.thunks, source, &mut self.forms);
+        let (mut writer, entry) = Writer::write(
+            &mut self.code,
+            self.thunks,
+            source,
+            &mut self.forms,
+            &mut self.ops,
+        );
         let exits = std::mem::take(&mut writer.exits);
         for it in &exits {
             let offset = it.target.wrapping_sub(source.rip);
@@ -467,10 +519,7 @@ impl Translator {
                 Some(known) if self.chain => writer.linked(it, known),
                 _ => {
                     writer.unlinked(it, exit::LINK + self.links.len() as u64);
-                    self.links.push(Link {
-                        at: self.used + it.jump.0,
-                        back: it.back,
-                    });
+                    self.links.push(Link::new(self.used + it.jump.0, it.back));
                 }
             }
         }
