@@ -159,6 +159,9 @@ async fn there_is_a_call_for_every_route() {
     refused(c.list_tokens().await);
     refused(c.create_token(&Default::default()).await);
     c.revoke_token("t").await.unwrap();
+    refused(c.list_logins().await);
+    refused(c.log_in(&Default::default()).await);
+    c.log_out("depot.example").await.unwrap();
 
     let seen = seen.lock().unwrap();
     let called: BTreeSet<_> = seen.iter().map(|(id, ..)| id.as_str()).collect();

@@ -131,8 +131,8 @@ impl Peers {
 
 impl Core {
     /// Marks a page as holding code that blocks are made of: from now on stores to it are seen,
-    /// whoever does them.
-    pub(super) fn mark_code(&mut self, page: usize) {
+    /// whoever does them. Returns the generation to keep with what is read from it next.
+    pub(super) fn mark_code(&mut self, page: usize) -> u32 {
         let peers = Arc::clone(&self.platform.peers);
         let own = Arc::clone(&self.platform.peer);
         let _turn = loop {
@@ -145,12 +145,17 @@ impl Core {
                 }
             }
         };
-        if self.ram.pages().is_code(page) {
-            return;
+        loop {
+            // In this order: a store takes the mark away before it raises the generation. One that
+            // was under way while the others were asked may have taken it away already.
+            let generation = self.ram.pages().generation(page);
+            if self.ram.pages().is_code(page) {
+                return generation;
+            }
+            self.ram.pages().mark_code(page);
+            self.tlb.flush_writes(Some(page));
+            peers.ask(page, Some(&own));
         }
-        self.ram.pages().mark_code(page);
-        self.tlb.flush_writes(Some(page));
-        peers.ask(page, Some(&own));
     }
 
     /// Does what others ask for. To be called between blocks only.

@@ -34,8 +34,7 @@ pub fn decode(
     let Some((host, page)) = core.find_code((linear | 0xfff).wrapping_add(1))? else {
         return Err(Fault::INVALID_OPCODE);
     };
-    core.mark_code(page);
-    let generation = core.ram.pages().generation(page);
+    let generation = core.mark_code(page);
     copy(host, &mut bytes[length..length + LONGEST]);
     let before = ops.len();
     append(core, &bytes[..length + LONGEST], ops);

@@ -281,8 +281,7 @@ impl Blocks {
         host: u64,
         page: usize,
     ) -> Result<(Block, Option<(u32, u32)>), Fault> {
-        core.mark_code(page);
-        let generation = core.ram.pages().generation(page);
+        let generation = core.mark_code(page);
         let first = self.ops.len();
         let second = decode::decode(core, linear, host, &mut self.ops)?;
         let block = Block {
