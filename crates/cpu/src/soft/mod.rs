@@ -25,6 +25,7 @@
 pub mod block;
 pub mod clock;
 pub mod core;
+mod executable;
 pub mod fault;
 pub mod flags;
 pub mod integer;

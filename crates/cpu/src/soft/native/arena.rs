@@ -1,15 +1,13 @@
-//! Memory for stubs: written through one mapping, executed through another, so that no page is
-//! ever both. Made once, before the process gives up its right to map executable memory; bounded;
-//! never reused, so a stub's address stays good for as long as the process lives. Only the slot at
+//! Memory for stubs. Made once, before the process gives up its right to map executable memory;
+//! bounded; never reused, so a stub's address stays good for as long as the process lives. Only the slot at
 //! its end is written again and again, for what came when all else was full.
 
 use std::{
     io,
-    ptr::NonNull,
     sync::{Mutex, OnceLock, PoisonError},
 };
 
-use rustix::mm::{MapFlags, ProtFlags};
+use crate::soft::executable::Executable;
 
 /// Room for all stubs of a process. A running Debian needs a few thousand of about 60 bytes.
 const BYTES: usize = 8 << 20;
@@ -22,18 +20,12 @@ const ALIGN: usize = 16;
 
 /// The memory and what is in it.
 pub(super) struct Arena {
-    writable: NonNull<u8>,
-    executable: NonNull<u8>,
+    /// Written under a lock only: of `used` where no stub was handed out yet, of `slot` in the slot.
+    memory: Executable,
     /// Bytes handed out.
     used: Mutex<usize>,
     slot: Mutex<()>,
 }
-
-// SAFETY: the writable mapping is written under a lock only: of `used` where no stub was
-// handed out yet, of `slot` in the slot. The other is only read.
-unsafe impl Send for Arena {}
-// SAFETY: as above.
-unsafe impl Sync for Arena {}
 
 impl Arena {
     /// The one of this process; made by the first who asks.
@@ -50,34 +42,8 @@ impl Arena {
     }
 
     fn new() -> io::Result<Self> {
-        let file = rustix::fs::memfd_create("native-stubs", rustix::fs::MemfdFlags::CLOEXEC)?;
-        rustix::fs::ftruncate(&file, BYTES as u64)?;
-        let map = |protection| {
-            // SAFETY: a new mapping, at an address of the kernel's choice.
-            let at = unsafe {
-                rustix::mm::mmap(
-                    std::ptr::null_mut(),
-                    BYTES,
-                    protection,
-                    MapFlags::SHARED,
-                    &file,
-                    0,
-                )
-            }?;
-            NonNull::new(at.cast::<u8>()).ok_or(io::Error::from(io::ErrorKind::OutOfMemory))
-        };
-        let writable = map(ProtFlags::READ | ProtFlags::WRITE)?;
-        let executable = match map(ProtFlags::READ | ProtFlags::EXEC) {
-            Ok(executable) => executable,
-            Err(error) => {
-                // SAFETY: mapped above, and nobody else knows of it.
-                let _ = unsafe { rustix::mm::munmap(writable.as_ptr().cast(), BYTES) };
-                return Err(error);
-            }
-        };
         Ok(Self {
-            writable,
-            executable,
+            memory: Executable::new(c"native-stubs", BYTES)?,
             used: Mutex::default(),
             slot: Mutex::default(),
         })
@@ -94,7 +60,7 @@ impl Arena {
         // The processor has not fetched these lines yet, so it cannot hold an older content.
         self.write(offset, stub);
         *used = end.next_multiple_of(ALIGN);
-        Some(self.executable.as_ptr() as usize + offset)
+        Some(self.memory.address() + offset)
     }
 
     /// Puts a stub into the slot while `body` runs, which gets its address. Slow: one at a time in
@@ -109,16 +75,13 @@ impl Arena {
         // Code that was executed at this address before is changed by another one: the processor
         // must be told (Intel SDM 3A, 9.1.3). `cpuid` serializes.
         let _ = std::arch::x86_64::__cpuid(0);
-        Some(body(self.executable.as_ptr() as usize + offset))
+        Some(body(self.memory.address() + offset))
     }
 
     fn write(&self, offset: usize, stub: &[u8]) {
-        // SAFETY: both callers keep within the mapping and hold the lock of that part of it, where
-        // nothing runs meanwhile.
-        unsafe {
-            let target = self.writable.add(offset);
-            std::ptr::copy_nonoverlapping(stub.as_ptr(), target.as_ptr(), stub.len());
-        }
+        // SAFETY: both callers hold the lock of that part of the memory, where nothing runs
+        // meanwhile.
+        unsafe { self.memory.write(offset, stub) }
     }
 }
 
