@@ -138,7 +138,8 @@ NOTES = """The tests are one static program, `benches/lib/guest.c`: run as it is
 with one vCPU in berth-vmm (the software CPU) and in QEMU; each says the median of its rounds, and the table the median
 of its runs. Both guests have the same kernel (vmlinux, entered by PVH) and parameters. QEMU's is told the frequency of
 its clock (`tsc_early_khz`), which ours reads from a paravirtual one. For `berth launch` there is no peer: its seconds
-are those of a daemon, a network, a disk and an agent, too."""
+are those of a daemon, a network, a disk and an agent, too. The two processes of the pipe have two
+processors natively, and wake each other across them."""
 
 
 if __name__ == "__main__":
