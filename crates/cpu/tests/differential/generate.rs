@@ -5,57 +5,11 @@ use iced_x86::{Code, Encoder, Instruction, Mnemonic, OpCodeOperandKind as Kind, 
 
 use cpu::soft::op::Width;
 
+use crate::common::{GPR8, Random};
+
 use super::host::{OPEN, Registers, data_base, landing, slot};
 
-/// Numbers that look random and are the same every time (xorshift64*).
-pub struct Random(u64);
-
 impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed | 1)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    pub fn below(&mut self, limit: u64) -> u64 {
-        (self.next() >> 16) % limit
-    }
-
-    fn one_in(&mut self, count: u64) -> bool {
-        self.below(count) == 0
-    }
-
-    /// A number arithmetic finds interesting.
-    pub fn value(&mut self) -> u64 {
-        let edge = [
-            0,
-            1,
-            0x7f,
-            0x80,
-            0xff,
-            0x7fff,
-            0x8000,
-            0xffff,
-            0x7fff_ffff,
-            0x8000_0000,
-            0xffff_ffff,
-            i64::MAX as u64,
-            i64::MIN as u64,
-            u64::MAX,
-        ];
-        match self.below(4) {
-            0 => edge[self.below(edge.len() as u64) as usize],
-            1 => self.below(100).wrapping_sub(50),
-            2 => self.next() >> self.below(64),
-            _ => self.next(),
-        }
-    }
-
     /// An address of an operand: mostly good, now and then over an edge.
     fn address(&mut self) -> u64 {
         match self.below(12) {
@@ -76,29 +30,6 @@ pub struct Case {
     /// Put into memory first, at this address.
     pub memory: Option<(u64, u64)>,
 }
-
-const GPR8: [Register; 20] = [
-    Register::AL,
-    Register::CL,
-    Register::DL,
-    Register::BL,
-    Register::SPL,
-    Register::BPL,
-    Register::SIL,
-    Register::DIL,
-    Register::R8L,
-    Register::R9L,
-    Register::R10L,
-    Register::R11L,
-    Register::R12L,
-    Register::R13L,
-    Register::R14L,
-    Register::R15L,
-    Register::AH,
-    Register::CH,
-    Register::DH,
-    Register::BH,
-];
 
 const GPR8_32: [Register; 8] = [
     Register::AL,

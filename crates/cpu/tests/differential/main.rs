@@ -8,17 +8,20 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #![allow(missing_docs, reason = "a test is read, not called")]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod generate;
 mod guest;
 mod host;
 
 use std::collections::BTreeMap;
 
+use common::{Random, status_flags};
 use cpu::soft::{Fault, integer, op::Width};
-use generate::{Case, Random};
+use generate::Case;
 use guest::Guest;
 use host::{Host, OPEN, OPEN_BYTES, Registers, landing, slot};
-use iced_x86::{Code, Instruction, RflagsBits};
+use iced_x86::{Code, Instruction};
 
 /// Status flags and the direction flag.
 const COMPARED: u64 = 0xcd5;
@@ -36,20 +39,6 @@ fn undefined(instruction: &Instruction) -> u64 {
 fn overwritten(instruction: &Instruction) -> u64 {
     let written = instruction.rflags_written();
     status_flags(written | instruction.rflags_set() | instruction.rflags_cleared())
-}
-
-fn status_flags(bits: u32) -> u64 {
-    [
-        (RflagsBits::CF, 1),
-        (RflagsBits::PF, 4),
-        (RflagsBits::AF, 0x10),
-        (RflagsBits::ZF, 0x40),
-        (RflagsBits::SF, 0x80),
-        (RflagsBits::OF, 0x800),
-    ]
-    .into_iter()
-    .filter(|(bit, _)| bits & bit != 0)
-    .fold(0, |mask, (_, flag)| mask | flag)
 }
 
 /// Both processors, with the same memory.

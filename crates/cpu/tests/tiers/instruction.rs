@@ -3,10 +3,10 @@
 
 use iced_x86::{
     Code, CpuidFeature, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic,
-    OpAccess, OpCodeOperandKind as Kind, OpKind, Register, RflagsBits,
+    OpAccess, OpCodeOperandKind as Kind, OpKind, Register,
 };
 
-use crate::random::Random;
+use crate::common::{GPR8, Random};
 
 /// Registers with a purpose; all others hold anything.
 #[derive(Debug, Clone, Copy)]
@@ -90,29 +90,6 @@ fn is_wanted(code: Code) -> bool {
             | M::Verr | M::Verw | M::Enter | M::Wait
         )
 }
-
-const GPR8: [Register; 20] = [
-    Register::AL,
-    Register::CL,
-    Register::DL,
-    Register::BL,
-    Register::SPL,
-    Register::BPL,
-    Register::SIL,
-    Register::DIL,
-    Register::R8L,
-    Register::R9L,
-    Register::R10L,
-    Register::R11L,
-    Register::R12L,
-    Register::R13L,
-    Register::R14L,
-    Register::R15L,
-    Register::AH,
-    Register::CH,
-    Register::DH,
-    Register::BH,
-];
 
 fn register(kind: Kind, random: &mut Random) -> Option<Register> {
     // Those that a translator keeps elsewhere more often than the others.
@@ -348,21 +325,6 @@ fn writes_role(it: &Instruction, roles: Roles, factory: &mut InstructionInfoFact
 pub fn undefined_after(it: &Instruction, before: u32) -> u32 {
     let defined = it.rflags_written() | it.rflags_cleared() | it.rflags_set();
     before & !defined | it.rflags_undefined()
-}
-
-/// Some of iced's bits in their places in `rflags`.
-pub fn in_place(bits: u32) -> u64 {
-    [
-        (RflagsBits::CF, 1),
-        (RflagsBits::PF, 4),
-        (RflagsBits::AF, 0x10),
-        (RflagsBits::ZF, 0x40),
-        (RflagsBits::SF, 0x80),
-        (RflagsBits::OF, 0x800),
-    ]
-    .into_iter()
-    .filter(|(bit, _)| bits & bit != 0)
-    .fold(0, |mask, (_, flag)| mask | flag)
 }
 
 /// What most code is made of: integer instructions with flags that depend on each other.

@@ -14,6 +14,8 @@
     reason = "a skip is said where tests are watched"
 )]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod found;
 mod guest;
 mod instruction;
@@ -22,10 +24,10 @@ mod random;
 
 use std::collections::BTreeMap;
 
+use common::Random;
 use guest::{CODE, End, Guest, PAGE, State, Tier};
 use iced_x86::{Code, Decoder, DecoderOptions, InstructionInfoFactory};
 use program::Program;
-use random::Random;
 
 /// Often enough that anything is translated.
 const RUNS: u64 = 40;
@@ -48,7 +50,7 @@ impl Pair {
         Self {
             zero: Guest::new(Tier::Zero),
             one: Guest::new(one),
-            random: Random::new(seed),
+            random: Random::spread(seed),
             factory: InstructionInfoFactory::new(),
             content: vec![0; Guest::data_bytes()],
         }
@@ -240,14 +242,14 @@ fn compare_programs(forms: &[Code], blocks: u64, seed: u64, one: Tier) -> Pair {
 #[test]
 fn programs_end_in_translation_as_interpreted() {
     let seed = setting("CPU_TIERS_SEED", 1);
-    let forms = instruction::forms(&mut Random::new(seed));
+    let forms = instruction::forms(&mut Random::spread(seed));
     compare_programs(&forms, 8, seed, Tier::One);
 }
 
 #[test]
 fn programs_of_common_instructions_end_in_translation_as_interpreted() {
     let seed = setting("CPU_TIERS_SEED", 1);
-    let forms = instruction::forms(&mut Random::new(seed));
+    let forms = instruction::forms(&mut Random::spread(seed));
     let common: Vec<_> = forms
         .into_iter()
         .filter(|code| instruction::is_common(*code))
@@ -259,7 +261,7 @@ fn programs_of_common_instructions_end_in_translation_as_interpreted() {
 #[test]
 fn blocks_in_lockstep_agree() {
     let seed = setting("CPU_TIERS_SEED", 1) + 1;
-    let forms = instruction::forms(&mut Random::new(seed));
+    let forms = instruction::forms(&mut Random::spread(seed));
     let pair = compare_programs(&forms, 8, seed, Tier::Lockstep);
     assert!(pair.one.compared() > 1000 || pair.one.translations() == 0);
 }

@@ -5,9 +5,9 @@ use iced_x86::{
 };
 
 use crate::{
+    common::{Random, status_flags},
     guest::{CODE, CODE_BYTES, PAGE, STACK, State},
-    instruction::{Roles, in_place, make, undefined_after},
-    random::Random,
+    instruction::{Roles, make, undefined_after},
 };
 
 /// Bytes of a block at most.
@@ -47,7 +47,7 @@ pub fn single(
     Some(Program {
         code: vec![(address, bytes)],
         roles,
-        undefined: in_place(undefined_after(&instruction, 0)),
+        undefined: status_flags(undefined_after(&instruction, 0)),
     })
 }
 
@@ -113,7 +113,7 @@ pub fn blocks(
     Program {
         code,
         roles,
-        undefined: in_place(RflagsBits::AF),
+        undefined: status_flags(RflagsBits::AF),
     }
 }
 
