@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Read},
+    net::Shutdown,
     os::{
         fd::{AsFd, BorrowedFd},
         unix::net::{UnixListener, UnixStream},
@@ -11,7 +12,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -23,6 +24,8 @@ use crate::outbox::Outbox;
 const TYPED_BYTES: usize = 4096;
 /// How soon typed bytes are offered to the guest again.
 const RETRY: Duration = Duration::from_millis(10);
+/// How long clients are given to read what there is when all is over.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Somebody attached.
 struct Client {
@@ -134,7 +137,7 @@ impl Serving {
             self.put_out(&output);
             self.type_in();
             if over {
-                self.serve();
+                self.say_last_words();
                 return;
             }
             if self.wait().is_err() {
@@ -143,6 +146,22 @@ impl Serving {
             }
             self.accept();
             self.serve();
+        }
+    }
+
+    fn say_last_words(&mut self) {
+        let deadline = Instant::now() + LAST_WORDS;
+        loop {
+            self.serve();
+            let behind = self.clients.iter().filter(|it| !it.outbox.is_empty());
+            let mut fds: Vec<_> = behind
+                .map(|it| PollFd::new(&it.stream, PollFlags::OUT))
+                .collect();
+            let left = deadline.saturating_duration_since(Instant::now());
+            let patience = Timespec::try_from(left).expect("a second is a time");
+            if fds.is_empty() || matches!(poll(&mut fds, Some(&patience)), Ok(0)) {
+                return;
+            }
         }
     }
 
@@ -227,7 +246,9 @@ impl Serving {
                 index += 1;
                 continue;
             }
-            self.clients.remove(index);
+            let client = self.clients.remove(index);
+            // Who holds the other end learns it also where the supervisor has ours too.
+            let _gone = client.stream.shutdown(Shutdown::Both);
             self.typist = match self.typist {
                 Some(typist) if typist == index => None,
                 Some(typist) if typist > index => Some(typist - 1),

@@ -134,3 +134,23 @@ fn what_is_typed_by_clients_that_hang_up_at_once_arrives_whole_and_in_order() {
     assert!(*fixture.typed.lock().unwrap() == expected);
     fixture.running.finish();
 }
+
+#[test]
+fn what_a_machine_says_at_its_end_reaches_who_reads_late() {
+    let fixture = start(1);
+    let mut late = attach(fixture.directory.path());
+    fixture.output.push(b"hello");
+    expect(&mut late, b"hello");
+    // More than a socket holds.
+    for _ in 0..4 {
+        fixture.output.push(&[b'x'; PENDING_BYTES]);
+    }
+    let reader = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        let mut rest = Vec::new();
+        late.read_to_end(&mut rest).unwrap();
+        rest.len()
+    });
+    fixture.running.finish();
+    assert_eq!(reader.join().unwrap(), 4 * PENDING_BYTES);
+}

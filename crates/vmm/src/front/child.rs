@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read, Write},
+    os::unix::net::UnixStream,
     sync::Arc,
 };
 
@@ -10,6 +11,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use crate::{
     StopReason, VmConfig,
+    config::Stdio,
     process::{SuperviseError, Supervision, supervise},
 };
 
@@ -24,17 +26,23 @@ pub(super) struct Child {
 }
 
 impl Child {
-    /// Starts it.
-    pub(super) fn start(config: &VmConfig, how: Supervision) -> Result<Self, SuperviseError> {
+    /// Starts it; gives our end of its console too, if that is what our input and output are.
+    pub(super) fn start(
+        config: &VmConfig,
+        how: Supervision,
+    ) -> Result<(Self, Option<UnixStream>), SuperviseError> {
         let failed = |what| move |source: io::Error| SuperviseError::System { what, source };
+        let console = (config.stdio == Stdio::Console).then(UnixStream::pair);
+        let console = console.transpose().map_err(failed("make a socket"))?;
+        let (console, attached) = console.unzip();
         let (report, reporter) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(io::Error::from)
             .map_err(failed("make a pipe"))?;
         // SAFETY: this process has one thread, so that the child can go on as the parent could.
         match unsafe { libc::fork() } {
             0 => {
-                drop(report);
-                let reason = supervise(config, how);
+                drop((report, console));
+                let reason = supervise(config, how, attached);
                 let reason = reason.unwrap_or_else(|error| StopReason::error(&error));
                 let json = serde_json::to_vec(&reason).expect("a reason is JSON");
                 // Whoever is gone does not want to know.
@@ -47,10 +55,8 @@ impl Child {
                 let pid = pid
                     .ok_or_else(io::Error::last_os_error)
                     .map_err(failed("start the supervisor"))?;
-                Ok(Self {
-                    pid,
-                    report: Arc::new(report.into()),
-                })
+                let report = Arc::new(report.into());
+                Ok((Self { pid, report }, console))
             }
         }
     }

@@ -39,6 +39,7 @@ use crate::{
     process::{SuperviseError, Supervision},
 };
 use child::Child;
+use console::Console;
 use signals::Signals;
 use terminal::RawTerminal;
 
@@ -71,7 +72,7 @@ enum Event {
 /// # Errors
 /// When no process can be made for the machine.
 pub fn run(config: &VmConfig, how: Supervision) -> Result<u8, SuperviseError> {
-    let child = Child::start(config, how)?;
+    let (child, console) = Child::start(config, how)?;
     let signals = Signals::block();
     let raw = RawTerminal::enter(&config.stdio);
     let (sender, events) = mpsc::channel();
@@ -90,10 +91,18 @@ pub fn run(config: &VmConfig, how: Supervision) -> Result<u8, SuperviseError> {
             Session::new(socket, sender).follow(&events, &child)
         }
         (_, socket) => {
-            if let (Stdio::Console, Some(path)) = (&config.stdio, &config.console.socket) {
-                console::connect(path.clone());
+            let path = config.console.socket.clone();
+            let console = console.map(|stream| Console::connect(stream, path));
+            let console = console.transpose();
+            let console = console.map_err(|source| SuperviseError::System {
+                what: "copy a socket",
+                source,
+            })?;
+            let code = follow_system(socket.as_deref(), config.control.as_deref(), &events);
+            if let Some(console) = console {
+                console.finish();
             }
-            follow_system(socket.as_deref(), config.control.as_deref(), &events)
+            code
         }
     };
     drop(raw);

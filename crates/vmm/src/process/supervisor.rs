@@ -3,7 +3,10 @@
 use std::{
     fs::File,
     io::{self, Read, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -75,18 +78,23 @@ fn failed<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> SuperviseErro
     }
 }
 
-/// Runs a machine, over resets, to its end. The calling process has one thread.
+/// Runs a machine, over resets, to its end. `attached` is at its console over all of them and is let
+/// go of at the end. The calling process has one thread.
 ///
 /// # Errors
 /// When there was no machine to begin with, or its end could not be recorded.
-pub fn supervise(config: &VmConfig, how: Supervision) -> Result<StopReason, SuperviseError> {
+pub fn supervise(
+    config: &VmConfig,
+    how: Supervision,
+    attached: Option<UnixStream>,
+) -> Result<StopReason, SuperviseError> {
     let listeners = Listeners::bind(config)?;
     let signals = Signals::new().map_err(failed("wait for signals"))?;
     let mut boots = 0;
     let reason = loop {
         boots += 1;
         let began = Instant::now();
-        let reason = match Child::start(config, &listeners, how, boots) {
+        let reason = match Child::start(config, &listeners, how, attached.as_ref(), boots) {
             Ok(child) => child.wait(&signals),
             Err(error) => Err(error),
         };
@@ -120,8 +128,11 @@ impl Child {
         config: &VmConfig,
         listeners: &Listeners,
         how: Supervision,
+        attached: Option<&UnixStream>,
         boots: u32,
     ) -> Result<Self, SuperviseError> {
+        let attached = attached.map(UnixStream::try_clone).transpose();
+        let attached = attached.map_err(failed("copy a socket"))?;
         let (report, reporter) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(failed("make a pipe"))?;
         if how.jail {
@@ -135,7 +146,7 @@ impl Child {
                     tier: Tier::default(),
                     backend: how.backend,
                     jail: how.jail,
-                    attached: None,
+                    attached,
                     boots,
                     since: if boots == 1 {
                         how.since

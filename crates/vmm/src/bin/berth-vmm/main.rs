@@ -110,7 +110,7 @@ impl Run {
             since,
         };
         if config.stdio == Stdio::None {
-            return Ok(tell(supervise(&config, how)?));
+            return Ok(tell(supervise(&config, how, None)?));
         }
         Ok(ExitCode::from(front::run(&config, how)?))
     }
