@@ -6,7 +6,10 @@
 
 use std::path::PathBuf;
 
+use devices::virtio::Limits as Rate;
 use serde::{Deserialize, Serialize};
+
+use crate::control::protocol::Limits;
 
 /// The version of [`VmConfig`] that this code reads.
 pub const CONFIG_VERSION: u32 = 1;
@@ -142,6 +145,12 @@ pub struct DiskConfig {
     /// Whether writes are refused.
     #[serde(default)]
     pub read_only: bool,
+    /// How much the guest may read from it.
+    #[serde(default)]
+    pub read_rate: Rate,
+    /// How much the guest may write to it.
+    #[serde(default)]
+    pub write_rate: Rate,
 }
 
 /// A network interface.
@@ -159,6 +168,12 @@ pub struct NetConfig {
     /// Largest packet.
     #[serde(default)]
     pub mtu: Option<u16>,
+    /// How much the guest may receive.
+    #[serde(default)]
+    pub receive_rate: Rate,
+    /// How much the guest may send.
+    #[serde(default)]
+    pub transmit_rate: Rate,
 }
 
 impl NetConfig {
@@ -249,6 +264,24 @@ impl VmConfig {
         let config: Self = serde_json::from_slice(json)?;
         config.check()?;
         Ok(config)
+    }
+
+    /// Takes over limits that were changed while it ran, for the next boot. The balloon's is none: the
+    /// guest that lent the memory is gone.
+    pub fn set_limits(&mut self, limits: &Limits) {
+        for disk in &mut self.disks {
+            if let Some(limit) = limits.disks.iter().find(|it| it.id == disk.id) {
+                (disk.read_rate, disk.write_rate) = (limit.read, limit.write);
+            }
+        }
+        for net in &mut self.nets {
+            if let Some(limit) = limits.nets.iter().find(|it| it.id == net.label()) {
+                (net.receive_rate, net.transmit_rate) = (limit.receive, limit.transmit);
+            }
+        }
+        if let Some(pinning) = &limits.pinning {
+            self.pinning.clone_from(pinning);
+        }
     }
 
     /// Checks that the numbers make sense.

@@ -21,7 +21,7 @@ pub use instance::{
 pub use network::{Lease, Network, NetworkCreate};
 pub use operation::{Operation, OperationState, Progress};
 pub use spec::{
-    Accel, Device, HealthCheck, InstanceSpec, Io, Kind, Log, Machine, Mount, MountType, Port,
+    Accel, Device, HealthCheck, InstanceSpec, Io, Kind, Log, Machine, Mount, MountType, Net, Port,
     Protocol, Ulimit,
 };
 pub use system::{Check, Event, Info, Verdict};

@@ -77,6 +77,24 @@ pub struct Io {
     pub write_iops: Option<u64>,
 }
 
+/// Limits on what a virtual machine's network card carries.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Net {
+    /// Bytes a second it may receive, as a size such as `10M`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ingress_bps: Option<String>,
+    /// Bytes a second it may send, as a size such as `10M`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress_bps: Option<String>,
+    /// Bytes it may receive at once after a pause; a tenth of a second's worth when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ingress_burst: Option<String>,
+    /// Bytes it may send at once after a pause; a tenth of a second's worth when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress_burst: Option<String>,
+}
+
 /// Where a mount comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -275,6 +293,9 @@ pub struct InstanceSpec {
     /// Block I/O.
     #[serde(skip_serializing_if = "is_default")]
     pub io: Io,
+    /// What its network card carries, in a virtual machine.
+    #[serde(skip_serializing_if = "is_default")]
+    pub net: Net,
 
     /// Whether the root file system may only be read.
     #[serde(skip_serializing_if = "is_false")]
@@ -364,6 +385,7 @@ impl Default for InstanceSpec {
             swap: None,
             pids: None,
             io: Io::default(),
+            net: Net::default(),
             read_only: false,
             cap_add: Vec::new(),
             cap_drop: Vec::new(),

@@ -14,6 +14,7 @@ mod lifecycle;
 mod limits;
 mod machine;
 mod network;
+mod rates;
 mod recover;
 mod refusals;
 mod software;

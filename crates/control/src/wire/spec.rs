@@ -6,8 +6,8 @@ use model::{
     ByteSize,
     instance::{
         Accel, DeviceSpec, HealthCheck, InstanceSpec, IoLimits, Kind, Limits, LogSpec, MachineSpec,
-        Mount, MountSource, NetworkMode, PortSpec, ProcessSpec, Protocol, RestartPolicy, Security,
-        Ulimit,
+        Mount, MountSource, NetLimits, NetworkMode, PortSpec, ProcessSpec, Protocol, RestartPolicy,
+        Security, Ulimit,
     },
     units::MilliCpus,
     validate::{Invalid, Report},
@@ -140,6 +140,16 @@ fn limits(wire: &api::InstanceSpec, report: &mut Report) -> Limits {
             write_bps: rate(wire.io.write_bps.as_deref(), "io.write_bps", report),
             read_iops: wire.io.read_iops,
             write_iops: wire.io.write_iops,
+        },
+        net: NetLimits {
+            ingress_bps: rate(wire.net.ingress_bps.as_deref(), "net.ingress_bps", report),
+            egress_bps: rate(wire.net.egress_bps.as_deref(), "net.egress_bps", report),
+            ingress_burst: rate(
+                wire.net.ingress_burst.as_deref(),
+                "net.ingress_burst",
+                report,
+            ),
+            egress_burst: rate(wire.net.egress_burst.as_deref(), "net.egress_burst", report),
         },
     }
 }
@@ -357,6 +367,12 @@ pub(crate) fn to_wire(spec: &InstanceSpec) -> api::InstanceSpec {
             read_iops: spec.limits.io.read_iops,
             write_iops: spec.limits.io.write_iops,
         },
+        net: api::Net {
+            ingress_bps: spec.limits.net.ingress_bps.map(exact),
+            egress_bps: spec.limits.net.egress_bps.map(exact),
+            ingress_burst: spec.limits.net.ingress_burst.map(exact),
+            egress_burst: spec.limits.net.egress_burst.map(exact),
+        },
         read_only: spec.security.read_only,
         cap_add: spec.security.cap_add.clone(),
         cap_drop: spec.security.cap_drop.clone(),
@@ -515,11 +531,13 @@ mod tests {
                 "accel": "soft", "kernel": "/k", "initrd": "/i", "append": "quiet",
                 "user_data": "#cloud-config\n", "ssh_user": "me",
                 "ssh_keys": [format!("ssh-ed25519 AAAA{}", "a".repeat(60))],
-            }
+            },
+            "net": {"ingress_bps": "1M", "egress_bps": "1500", "ingress_burst": "64K", "egress_burst": "1M"},
         }))
         .unwrap();
         let spec = from_wire(&wire).unwrap();
         assert_eq!(to_wire(&spec).machine, wire.machine);
+        assert_eq!(to_wire(&spec).net, wire.net);
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub struct Limits {
     pub bytes_per_second: u64,
     /// Requests or packets in a second.
     pub operations_per_second: u64,
+    /// Bytes let through at once after a pause. Zero: a tenth of a second's worth.
+    pub burst_bytes: u64,
 }
 
 /// A limit changed by somebody else takes effect after this at the latest.
@@ -26,6 +28,8 @@ const LONGEST_WAIT: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 struct Bucket {
     per_second: u64,
+    /// The most tokens it holds.
+    burst: u64,
     /// Credit in nanoseconds' worth times the rate: `tokens × 10^9`, so nothing is lost in rounding.
     credit: i128,
     at: Instant,
@@ -34,9 +38,12 @@ struct Bucket {
 const NANOS: i128 = 1_000_000_000;
 
 impl Bucket {
-    fn new(per_second: u64, now: Instant) -> Self {
+    /// A full one; without a `burst` it holds a tenth of a second's worth, one token at least.
+    fn new(per_second: u64, burst: u64, now: Instant) -> Self {
+        let usual = (per_second / 10).max(1);
         let mut bucket = Self {
             per_second,
+            burst: if burst == 0 { usual } else { burst },
             credit: 0,
             at: now,
         };
@@ -44,9 +51,8 @@ impl Bucket {
         bucket
     }
 
-    /// A tenth of a second's worth, one token at least.
     fn capacity(&self) -> i128 {
-        (i128::from(self.per_second) * NANOS / 10).max(NANOS)
+        i128::from(self.burst) * NANOS
     }
 
     fn refill(&mut self, now: Instant) {
@@ -83,7 +89,7 @@ impl Bucket {
 pub struct RateLimiter(Mutex<(Limits, Bucket, Bucket)>);
 
 impl RateLimiter {
-    /// One that lets `limits` through, and a tenth of a second's worth at once.
+    /// One that lets `limits` through, and the burst they allow at once.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self(Mutex::new(Self::buckets(limits)))
@@ -93,8 +99,8 @@ impl RateLimiter {
         let now = Instant::now();
         (
             limits,
-            Bucket::new(limits.bytes_per_second, now),
-            Bucket::new(limits.operations_per_second, now),
+            Bucket::new(limits.bytes_per_second, limits.burst_bytes, now),
+            Bucket::new(limits.operations_per_second, 0, now),
         )
     }
 
@@ -154,7 +160,7 @@ mod tests {
         for size in [512, 4096, 3 << 20] {
             let limiter = RateLimiter::new(Limits {
                 bytes_per_second: 1 << 20,
-                operations_per_second: 0,
+                ..Limits::default()
             });
             let bytes = began(&limiter, size) * size;
             assert!(bytes >= 10 << 20, "{bytes} of requests of {size}");
@@ -163,15 +169,35 @@ mod tests {
         let limiter = RateLimiter::new(Limits {
             bytes_per_second: u64::MAX,
             operations_per_second: 100,
+            ..Limits::default()
         });
         assert!((1000..=1011).contains(&began(&limiter, 1)));
+    }
+
+    #[test]
+    fn a_burst_goes_through_at_once_and_is_earned_again_in_a_pause() {
+        let limiter = RateLimiter::new(Limits {
+            bytes_per_second: 1000,
+            burst_bytes: 5000,
+            ..Limits::default()
+        });
+        let mut now = Instant::now();
+        for _ in 0..2 {
+            let at_once = (0..100).take_while(|_| {
+                let admitted = limiter.admit(now).is_none();
+                limiter.charge(if admitted { 500 } else { 0 });
+                admitted
+            });
+            assert_eq!(at_once.count(), 10);
+            now += Duration::from_secs(60);
+        }
     }
 
     #[test]
     fn new_limits_count_at_once_and_debts_are_forgotten() {
         let limiter = RateLimiter::new(Limits {
             bytes_per_second: 1,
-            operations_per_second: 0,
+            ..Limits::default()
         });
         let now = Instant::now();
         limiter.charge(1 << 40);

@@ -11,6 +11,7 @@
 
 mod bundle;
 mod connection;
+mod cpus;
 mod logs;
 mod processes;
 mod root;
@@ -47,7 +48,7 @@ use model::{
 };
 use tokio::sync::{broadcast, mpsc};
 
-use crate::machine::{self, Agent, AgentError};
+use crate::machine::{self, Agent, AgentError, ControlError};
 use connection::{Connection, ConnectionError};
 
 /// Name of the exit record in an instance's directory.
@@ -222,6 +223,12 @@ impl ContainerEngine {
             .map_err(|error| unanswered(id, error))
     }
 
+    /// Has a machine's own process keep to other limits.
+    async fn set_machine_limits(&self, id: InstanceId, limits: &Limits) -> Result<(), EngineError> {
+        let told = machine::set_limits(&self.guest_dir(id), limits).await;
+        told.map_err(|error| unasked(id, error))
+    }
+
     async fn connect(&self, id: InstanceId) -> Result<Connection, EngineError> {
         Connection::open(&self.guest_dir(id))
             .await
@@ -376,6 +383,13 @@ impl Engine for ContainerEngine {
             _ => return Ok(seen),
         };
         self.ask(id, &request).await?;
+        if matches!(request, Request::Resume)
+            && machine::is_one(&self.guest_dir(id))
+            && let Err(error) = self.set_machine_limits(id, &guest.limits).await
+        {
+            let error = model::chain(&error);
+            tracing::warn!(%id, error, "a machine goes on with the limits it had");
+        }
         let seen = self.look(id).await?;
         if seen.state == GuestState::Running && target == Target::Paused {
             self.ask(id, &Request::Pause).await?;
@@ -454,13 +468,25 @@ impl Engine for ContainerEngine {
         };
         let live = live.transpose();
         let live = live.map_err(|error| failed(id, "reading what it was started with", error))?;
-        let resources = bundle::resources(live.as_ref().unwrap_or(limits), &directory);
+        let mut resources = bundle::resources(live.as_ref().unwrap_or(limits), &directory);
+        if let Some(cpu) = &mut resources.cpu
+            && cpu.cpus.is_empty()
+        {
+            let group = format!("{}/{id}", self.inner.config.cgroup);
+            cpu.cpus = cpus::to_give_back(&group).unwrap_or_default();
+        }
         let resources = serde_json::to_value(resources)
             .map_err(|error| failed(id, "writing its limits", error))?;
         match self.ask(id, &Request::Update { resources }).await {
-            Ok(_) | Err(EngineError::NotRunning { .. }) => Ok(()),
-            Err(error) => Err(error),
+            Ok(_) => {}
+            Err(EngineError::NotRunning { .. }) => return Ok(()),
+            Err(error) => return Err(error),
         }
+        // One that stands still hears of it when it goes on.
+        if live.is_some() && self.look(id).await?.state == GuestState::Running {
+            return self.set_machine_limits(id, limits).await;
+        }
+        Ok(())
     }
 
     async fn attach(&self, id: InstanceId, stdin: bool) -> Result<Session, EngineError> {
@@ -627,6 +653,14 @@ fn not_executed(id: InstanceId, program: &str, error: AgentError) -> EngineError
     EngineError::Program {
         message: format!("{program:?} cannot be executed in the guest: {error}"),
         code,
+    }
+}
+
+fn unasked(id: InstanceId, error: ControlError) -> EngineError {
+    match error {
+        ControlError::Absent => EngineError::NotRunning { id },
+        ControlError::Refused(message) => EngineError::Refused { message },
+        error => failed(id, "asking its process", error),
     }
 }
 

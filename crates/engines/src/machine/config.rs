@@ -10,7 +10,7 @@ use image::vm::{Seed, SeedInterface};
 use model::instance::Accel;
 use serde_json::{Value, json};
 
-use super::session;
+use super::{limits, session};
 
 /// Where `/dev/kvm` is open, for a machine that is executed by it.
 const KVM_DESCRIPTOR: i32 = 3;
@@ -32,6 +32,8 @@ const SHARES: &str = "/shares";
 pub(super) const FILE: &str = "vm.json";
 /// The socket to the guest's ports, in the shared directory.
 pub(super) const SOCKET: &str = "vsock";
+/// The socket of the machine's process, in the shared directory.
+pub(super) const CONTROL: &str = "control";
 /// The seed disk, in the shared directory.
 const SEED: &str = "seed.img";
 /// The archive that tells the guest what it is, in the shared directory.
@@ -40,7 +42,9 @@ const GUEST_ARCHIVE: &str = "guest.cpio";
 /// The guest's context id. Each machine has a socket of its own, so all may have the same.
 const CID: u32 = 3;
 /// Serial of the root disk, by which the guest finds it.
-const DISK_SERIAL: &str = "berth-root";
+pub(super) const DISK_SERIAL: &str = "berth-root";
+/// What carries the guest's frames, in the jail.
+pub(super) const INTERFACE: &str = "eth0";
 /// Serial of the seed disk.
 const SEED_SERIAL: &str = "berth-seed";
 
@@ -125,15 +129,25 @@ pub(super) fn write(
     fs::write(shared.join(FILE), text)
 }
 
-/// How much memory the machine in the shared directory was started with.
-pub(super) fn memory_bytes(shared: &Path) -> io::Result<u64> {
-    #[derive(serde::Deserialize)]
-    struct Started {
-        memory_bytes: u64,
+/// What a machine was started with, and keeps.
+#[derive(Debug, serde::Deserialize)]
+pub(super) struct Started {
+    pub(super) memory_bytes: u64,
+    pub(super) vcpus: u32,
+    nets: Vec<serde::de::IgnoredAny>,
+}
+
+impl Started {
+    /// Reads it from the shared directory.
+    pub(super) fn read(shared: &Path) -> io::Result<Self> {
+        let text = fs::read(shared.join(FILE))?;
+        Ok(serde_json::from_slice(&text)?)
     }
-    let text = fs::read(shared.join(FILE))?;
-    let started: Started = serde_json::from_slice(&text)?;
-    Ok(started.memory_bytes)
+
+    /// Whether it has a network card.
+    pub(super) fn is_networked(&self) -> bool {
+        !self.nets.is_empty()
+    }
 }
 
 fn description(guest: &Guest, machine: &GuestMachine, accel: Accel) -> Value {
@@ -152,9 +166,22 @@ fn description(guest: &Guest, machine: &GuestMachine, accel: Accel) -> Value {
     let nets: Vec<Value> = machine
         .interface
         .iter()
-        .map(|interface| json!({ "interface": "eth0", "mac": interface.mac, "mtu": interface.mtu }))
+        .map(|interface| {
+            json!({
+                "interface": INTERFACE,
+                "mac": interface.mac,
+                "mtu": interface.mtu,
+                "receive_rate": limits::ingress(&guest.limits),
+                "transmit_rate": limits::egress(&guest.limits),
+            })
+        })
         .collect();
-    let mut disks = vec![json!({ "id": DISK_SERIAL, "path": DISK })];
+    let mut disks = vec![json!({
+        "id": DISK_SERIAL,
+        "path": DISK,
+        "read_rate": limits::reads(&guest.limits),
+        "write_rate": limits::writes(&guest.limits),
+    })];
     if machine.seed.is_some() {
         disks.push(json!({ "id": SEED_SERIAL, "path": inside(SEED), "read_only": true }));
     }
@@ -188,7 +215,8 @@ fn description(guest: &Guest, machine: &GuestMachine, accel: Accel) -> Value {
         "vsock": { "cid": CID, "socket": inside(SOCKET) },
         "console": console,
         "balloon": true,
-        "control": inside("control"),
+        "pinning": limits::pinning(&guest.limits, machine.vcpus),
+        "control": inside(CONTROL),
         "stdio": stdio,
     })
 }
@@ -381,7 +409,9 @@ mod tests {
             assert_eq!(read.vcpus, 2);
             assert!(read.command_line.ends_with(" quiet"));
             assert_eq!(read.stdio == vmm::config::Stdio::Console, system);
-            assert_eq!(memory_bytes(shared.path()).unwrap(), 256 << 20);
+            let started = Started::read(shared.path()).unwrap();
+            assert_eq!((started.memory_bytes, started.vcpus), (256 << 20, 2));
+            assert!(started.is_networked());
         }
     }
 

@@ -14,16 +14,10 @@ use std::{
 use engine::{
     EngineError, Guest, GuestMachine, GuestMount, GuestNetwork, GuestProcess, MountKind, Root,
 };
-use model::{
-    ByteSize,
-    instance::{Accel, Limits},
-};
+use model::instance::Accel;
 
-use super::config;
+use super::{config, limits};
 
-/// What the process may hold besides the guest's memory: its own, page tables, buffers, and the
-/// page cache of the disks it writes.
-const OVERHEAD_BYTES: u64 = 256 << 20;
 /// The program, inside.
 const PROGRAM: &str = "/berth-vmm";
 /// What serving folders that can be written takes.
@@ -102,7 +96,7 @@ pub(crate) fn jail(
         },
         process: process(guest),
         system: false,
-        limits: limits(&guest.limits, machine.memory_bytes),
+        limits: limits::of_group(&guest.limits, machine.memory_bytes),
         capabilities: capabilities(&shares),
         // It filters itself, each thread by what it is for; the usual filter would only keep it from
         // changing to a root of its own.
@@ -169,18 +163,6 @@ fn process(guest: &Guest) -> GuestProcess {
         user: None,
         cwd: "/".to_owned(),
         ..guest.process.clone()
-    }
-}
-
-/// What the process may use: what was asked for, but for memory, which is the guest's and its own. A
-/// guest's vCPUs cannot use more CPUs than there are of them: only a part of one needs a limit.
-pub(super) fn limits(asked: &Limits, memory_bytes: u64) -> Limits {
-    Limits {
-        cpus: asked.cpus.filter(|cpus| !cpus.0.is_multiple_of(1000)),
-        memory: Some(ByteSize(memory_bytes + OVERHEAD_BYTES)),
-        memory_high: None,
-        pids: None,
-        ..asked.clone()
     }
 }
 

@@ -14,8 +14,10 @@
 
 mod agent;
 mod config;
+mod control;
 pub(crate) mod files;
 mod jail;
+mod limits;
 mod session;
 
 use std::{
@@ -26,6 +28,7 @@ use std::{
 use model::instance::Limits;
 
 pub(crate) use agent::{Agent, AgentError};
+pub(crate) use control::ControlError;
 pub(crate) use jail::jail;
 pub(crate) use session::{exec, processes};
 
@@ -45,8 +48,20 @@ pub(crate) fn is_one(guest: &Path) -> bool {
 /// The limits of a machine's process that runs, for what is asked of the instance. The guest's memory
 /// and vCPUs stay those it was started with.
 pub(crate) fn live_limits(guest: &Path, asked: &Limits) -> io::Result<Limits> {
-    let memory_bytes = config::memory_bytes(&directory(guest))?;
-    Ok(jail::limits(asked, memory_bytes))
+    let started = config::Started::read(&directory(guest))?;
+    Ok(limits::of_group(asked, started.memory_bytes))
+}
+
+/// Has the process of a machine that runs keep to other limits of its devices and vCPUs.
+pub(crate) async fn set_limits(guest: &Path, asked: &Limits) -> Result<(), ControlError> {
+    let started = config::Started::read(&directory(guest))?;
+    let request = limits::request(asked, started.vcpus, started.is_networked());
+    control::order(guest, &request).await
+}
+
+/// The socket on which the machine's process itself is asked.
+fn control_socket(guest: &Path) -> PathBuf {
+    directory(guest).join(config::CONTROL)
 }
 
 /// The socket that leads to ports inside the guest.

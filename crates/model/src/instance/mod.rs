@@ -3,12 +3,14 @@
 
 pub mod customize;
 pub mod lifecycle;
+pub mod limits;
 pub mod machine;
 pub mod spec;
 pub mod status;
 
+pub use limits::{IoLimits, Limits, NetLimits};
 pub use machine::{Accel, MachineSpec};
 pub use spec::{
-    DeviceSpec, HealthCheck, InstanceSpec, IoLimits, Kind, Limits, LogSpec, Mount, MountSource,
-    NetworkMode, PortSpec, PowerState, ProcessSpec, Protocol, RestartPolicy, Security, Ulimit,
+    DeviceSpec, HealthCheck, InstanceSpec, Kind, LogSpec, Mount, MountSource, NetworkMode,
+    PortSpec, PowerState, ProcessSpec, Protocol, RestartPolicy, Security, Ulimit,
 };

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Name,
-    instance::machine::MachineSpec,
-    units::{ByteSize, MilliCpus},
+    instance::{limits::Limits, machine::MachineSpec},
+    units::ByteSize,
     validate::{Invalid, Report},
 };
 
@@ -59,44 +59,6 @@ pub struct ProcessSpec {
     pub stop_signal: Option<String>,
     /// Seconds between asking the program to end and ending it.
     pub stop_timeout_s: Option<u32>,
-}
-
-/// Limits on block I/O, each per second over all devices of the instance's root.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct IoLimits {
-    /// Relative weight, 1 to 10,000; 100 is usual.
-    pub weight: Option<u16>,
-    /// Bytes read a second.
-    pub read_bps: Option<u64>,
-    /// Bytes written a second.
-    pub write_bps: Option<u64>,
-    /// Reads a second.
-    pub read_iops: Option<u64>,
-    /// Writes a second.
-    pub write_iops: Option<u64>,
-}
-
-/// What an instance may use. All of it can be changed while the instance runs.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Limits {
-    /// Processor time.
-    pub cpus: Option<MilliCpus>,
-    /// Relative processor weight, 1 to 10,000; 100 is usual.
-    pub cpu_weight: Option<u16>,
-    /// Processors it may run on, as a list such as `0-2,4`.
-    pub cpu_set: Option<String>,
-    /// Memory it may hold before the kernel ends processes.
-    pub memory: Option<ByteSize>,
-    /// Memory above which it is slowed down and reclaimed from.
-    pub memory_high: Option<ByteSize>,
-    /// Swap it may use besides memory.
-    pub swap: Option<ByteSize>,
-    /// Processes and threads.
-    pub pids: Option<u32>,
-    /// Block I/O.
-    pub io: IoLimits,
 }
 
 /// Where a mount comes from.
@@ -417,40 +379,6 @@ impl InstanceSpec {
         report.require(patient, "process.stop_timeout_s", "at most 86400 (a day)");
     }
 
-    fn validate_limits(&self, report: &mut Report) {
-        let limits = &self.limits;
-        let weight = |value: Option<u16>| value.is_none_or(|w| (1..=10_000).contains(&w));
-        report.require(
-            weight(limits.cpu_weight),
-            "limits.cpu_weight",
-            "between 1 and 10000",
-        );
-        report.require(
-            weight(limits.io.weight),
-            "limits.io.weight",
-            "between 1 and 10000",
-        );
-        if let Some(set) = &limits.cpu_set {
-            report.require(
-                cpu_list(set),
-                "limits.cpu_set",
-                "a list of CPUs, such as 0-2,4",
-            );
-        }
-        let cpus = limits.cpus.is_none_or(|cpus| cpus.0 >= 10);
-        report.require(cpus, "limits.cpus", "at least 0.01");
-        let memory = limits.memory.is_none_or(|size| size.0 >= 4 << 20);
-        report.require(
-            memory,
-            "limits.memory",
-            "at least 4M: less does not hold a process",
-        );
-        report.require(limits.pids != Some(0), "limits.pids", "at least 1");
-        if let (Some(high), Some(max)) = (limits.memory_high, limits.memory) {
-            report.require(high <= max, "limits.memory_high", "not above limits.memory");
-        }
-    }
-
     fn validate_security(&self, report: &mut Report) {
         let security = &self.security;
         for (field, list) in [
@@ -623,15 +551,6 @@ pub(super) fn inside_path(path: &str) -> bool {
 fn is_host_label(label: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
     !label.is_empty() && label.bytes().all(plain) && !label.starts_with('-')
-}
-
-fn cpu_list(text: &str) -> bool {
-    let cpu = |text: &str| text.parse::<u32>().ok().filter(|cpu| *cpu < 65_536);
-    text.len() <= 1024
-        && text.split(',').all(|part| match part.split_once('-') {
-            Some((low, high)) => matches!((cpu(low), cpu(high)), (Some(l), Some(h)) if l <= h),
-            None => cpu(part).is_some(),
-        })
 }
 
 fn is_namespaced_sysctl(key: &str) -> bool {

@@ -2,6 +2,7 @@
 //!
 //! [`VERSION`] counts incompatible changes. Fields may be added; unknown ones are ignored.
 
+use devices::virtio::Limits as Rate;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::exit::StopReason;
@@ -45,27 +46,43 @@ pub enum Request {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Limits {
-    /// Of disks, by their id.
-    pub disks: Vec<RateLimit>,
-    /// Of network interfaces, by their tap's name.
-    pub nets: Vec<RateLimit>,
+    /// Of disks.
+    pub disks: Vec<DiskLimits>,
+    /// Of network cards.
+    pub nets: Vec<NetLimits>,
     /// For each vCPU the CPUs of the host it may run on; empty for all.
     pub pinning: Option<Vec<Vec<u32>>>,
     /// How much memory the balloon is to take from the guest, in bytes.
     pub balloon_bytes: Option<u64>,
 }
 
-/// How fast a device may be; 0 for any speed.
+/// How fast a disk may be; what is left out is not limited. A limit of a kind that is not known here
+/// is refused, since one that silently does not hold is worse than none.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RateLimit {
-    /// Which device.
+#[serde(deny_unknown_fields)]
+pub struct DiskLimits {
+    /// Which disk.
     pub id: String,
-    /// Bytes a second.
+    /// What the guest reads.
     #[serde(default)]
-    pub bytes_per_second: u64,
-    /// Requests or packets a second.
+    pub read: Rate,
+    /// What it writes.
     #[serde(default)]
-    pub operations_per_second: u64,
+    pub write: Rate,
+}
+
+/// How fast a network card may be; as [`DiskLimits`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetLimits {
+    /// Name of the tap or interface it is attached to.
+    pub id: String,
+    /// What the guest receives.
+    #[serde(default)]
+    pub receive: Rate,
+    /// What it sends.
+    #[serde(default)]
+    pub transmit: Rate,
 }
 
 /// What is answered.

@@ -107,6 +107,8 @@ pub struct Machine {
     platform: Platform,
     virtio: Virtio,
     partition: Arc<dyn Partition>,
+    /// CPUs of the host for each vCPU, as last asked for.
+    pinning: Vec<Vec<u32>>,
     started: Option<Instant>,
 }
 
@@ -159,13 +161,14 @@ impl Machine {
         }
         vcpus[0].set_state(&entry.state())?;
         let threads = spawn(vcpus, &gate, &parts.prepare)?;
-        let machine = Self {
+        let mut machine = Self {
             gate,
             threads,
             ram,
             platform,
             virtio,
             partition,
+            pinning: Vec::new(),
             started: None,
         };
         machine
@@ -237,7 +240,7 @@ impl Machine {
     ///
     /// # Errors
     /// With the names of devices that there are not, or why vCPUs cannot be pinned.
-    pub fn set_limits(&self, limits: &Limits) -> Result<(), String> {
+    pub fn set_limits(&mut self, limits: &Limits) -> Result<(), String> {
         let mut missing = Vec::new();
         let disks = limits.disks.iter().filter(|it| !self.virtio.limit_disk(it));
         missing.extend(disks.map(|it| format!("there is no disk {:?}", it.id)));
@@ -257,9 +260,29 @@ impl Machine {
         Err(missing.join("; "))
     }
 
-    fn pin(&self, cpus: &[Vec<u32>]) -> io::Result<()> {
-        let mut pairs = self.threads.iter().zip(cpus);
-        pairs.try_for_each(|(thread, cpus)| thread.pin(cpus))
+    /// The limits now, for another boot.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits {
+            disks: self.virtio.disk_limits(),
+            nets: self.virtio.net_limits(),
+            pinning: Some(self.pinning.clone()),
+            balloon_bytes: None,
+        }
+    }
+
+    /// A vCPU that is not named runs where it likes.
+    fn pin(&mut self, cpus: &[Vec<u32>]) -> io::Result<()> {
+        let anywhere = Vec::new();
+        let each = cpus.iter().chain(std::iter::repeat(&anywhere));
+        for (thread, cpus) in self.threads.iter().zip(each) {
+            // Most were never pinned, and need not be let go.
+            if !(cpus.is_empty() && self.pinning.is_empty()) {
+                thread.pin(cpus)?;
+            }
+        }
+        self.pinning = cpus.to_vec();
+        Ok(())
     }
 
     /// Waits for the ends of the vCPUs' threads, after [`Gate::stop`]. Returns what the translators

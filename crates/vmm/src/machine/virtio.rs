@@ -6,7 +6,7 @@ use devices::{
     Interrupts,
     pci::PciBus,
     virtio::{
-        Host, Limits, VirtioDevice,
+        Host, VirtioDevice,
         balloon::{Balloon, BalloonControl},
         block::{Block, BlockControl, BlockOptions, FileDisk},
         entropy::Entropy,
@@ -19,7 +19,11 @@ use devices::{
 use memory::Ram;
 
 use super::MachineError;
-use crate::{VmConfig, control::protocol::RateLimit, shares::Shares};
+use crate::{
+    VmConfig,
+    control::protocol::{DiskLimits, NetLimits},
+    shares::Shares,
+};
 
 /// What they are plugged into.
 pub(super) struct Slots<'a> {
@@ -62,7 +66,8 @@ impl Virtio {
                 serial: config.id.clone(),
                 read_only: config.read_only,
                 queues: u16::try_from(queues).unwrap_or(u16::MAX),
-                limits: Limits::default(),
+                read_limits: config.read_rate,
+                write_limits: config.write_rate,
                 // What a ring does passes by the filter on system calls.
                 ring: false,
             };
@@ -85,8 +90,8 @@ impl Virtio {
                 label: label.clone(),
                 mac: config.mac,
                 mtu: config.mtu,
-                receive_limits: Limits::default(),
-                transmit_limits: Limits::default(),
+                receive_limits: config.receive_rate,
+                transmit_limits: config.transmit_rate,
             };
             Net::new(vec![port], &options, &slots.host)
         };
@@ -155,28 +160,42 @@ impl Virtio {
     }
 
     /// Changes the limits of a disk; `false` if there is none of this id.
-    pub(super) fn limit_disk(&self, limit: &RateLimit) -> bool {
+    pub(super) fn limit_disk(&self, limit: &DiskLimits) -> bool {
         let found = self.disks.iter().find(|(id, _)| *id == limit.id);
         found
-            .inspect(|(_, disk)| disk.set_limits(limits(limit)))
+            .inspect(|(_, disk)| disk.set_limits(limit.read, limit.write))
             .is_some()
     }
 
-    /// Changes the limits of a network card in both directions; `false` if there is none of this
-    /// name.
-    pub(super) fn limit_net(&self, limit: &RateLimit) -> bool {
+    /// Changes the limits of a network card; `false` if there is none of this name.
+    pub(super) fn limit_net(&self, limit: &NetLimits) -> bool {
         let found = self.nets.iter().find(|(id, _)| *id == limit.id);
-        let limits = limits(limit);
         found
-            .inspect(|(_, net)| net.set_limits(limits, limits))
+            .inspect(|(_, net)| net.set_limits(limit.receive, limit.transmit))
             .is_some()
     }
-}
 
-fn limits(limit: &RateLimit) -> Limits {
-    Limits {
-        bytes_per_second: limit.bytes_per_second,
-        operations_per_second: limit.operations_per_second,
+    /// The limits of all disks.
+    pub(super) fn disk_limits(&self) -> Vec<DiskLimits> {
+        let limits = self.disks.iter().map(|(id, disk)| {
+            let (read, write) = disk.limits();
+            let id = id.clone();
+            DiskLimits { id, read, write }
+        });
+        limits.collect()
+    }
+
+    /// The limits of all network cards.
+    pub(super) fn net_limits(&self) -> Vec<NetLimits> {
+        let limits = self.nets.iter().map(|(id, net)| {
+            let (receive, transmit) = net.limits();
+            NetLimits {
+                id: id.clone(),
+                receive,
+                transmit,
+            }
+        });
+        limits.collect()
     }
 }
 

@@ -193,6 +193,8 @@ fn describe(detail: &InstanceDetail) -> Vec<(&'static str, String)> {
             spec.cpus.map(|cpus| cpus.to_string()).unwrap_or_default(),
         ),
         ("Memory", text(&spec.memory)),
+        ("Disk limits", disk_limits(&spec.io)),
+        ("Network limits", network_limits(&spec.net)),
         (
             "Processes",
             spec.pids.map(|pids| pids.to_string()).unwrap_or_default(),
@@ -212,6 +214,40 @@ fn describe(detail: &InstanceDetail) -> Vec<(&'static str, String)> {
         ("Directory", detail.directory.clone()),
         ("Generation", detail.generation.to_string()),
     ]
+}
+
+/// Rates of a disk, such as `10M read, 500 writes a second`.
+fn disk_limits(io: &api::Io) -> String {
+    let bytes = |rate: &Option<String>, way| rate.as_ref().map(|rate| format!("{rate} {way}"));
+    let often = |rate: Option<u64>, what| rate.map(|rate| format!("{rate} {what}"));
+    let all = [
+        bytes(&io.read_bps, "read"),
+        bytes(&io.write_bps, "written"),
+        often(io.read_iops, "reads"),
+        often(io.write_iops, "writes"),
+    ];
+    a_second(all.into_iter().flatten().collect())
+}
+
+/// Rates of a network card, such as `10M in (1M at once), 5M out a second`.
+fn network_limits(net: &api::Net) -> String {
+    let way = |rate: &Option<String>, burst: &Option<String>, way| {
+        let burst = burst.as_ref().map(|it| format!(" ({it} at once)"));
+        let rate = rate.as_ref()?;
+        Some(format!("{rate} {way}{}", burst.unwrap_or_default()))
+    };
+    let all = [
+        way(&net.ingress_bps, &net.ingress_burst, "in"),
+        way(&net.egress_bps, &net.egress_burst, "out"),
+    ];
+    a_second(all.into_iter().flatten().collect())
+}
+
+fn a_second(rates: Vec<String>) -> String {
+    match rates.len() {
+        0 => String::new(),
+        _ => format!("{} a second", rates.join(", ")),
+    }
 }
 
 fn used(cpu_ns: u64, memory: u64, read: u64, written: u64) -> String {

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use api::{Accel, Device, HealthCheck, InstanceSpec, Io, Kind, Machine, Mount, Ulimit};
+use api::{Accel, Device, HealthCheck, InstanceSpec, Io, Kind, Machine, Mount, Net, Ulimit};
 use clap::{Args, ValueEnum, ValueHint};
 
 use crate::cli::{
@@ -69,7 +69,8 @@ pub struct LimitArgs {
     /// Share of the processors when they are busy, 1 to 10000; 100 is usual
     #[arg(long, value_name = "N")]
     cpu_weight: Option<u16>,
-    /// Processors it may run on, such as 0-2,4
+    /// Processors it may run on, such as 0-2,4; a virtual machine with as many of its own has one
+    /// for each
     #[arg(long, value_name = "LIST")]
     cpuset: Option<String>,
     /// Memory it may hold, such as 512M or 4G
@@ -99,6 +100,18 @@ pub struct LimitArgs {
     /// Writes to disks a second
     #[arg(long, value_name = "N")]
     io_write_iops: Option<u64>,
+    /// Bytes a virtual machine may receive a second
+    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    net_ingress_bps: Option<String>,
+    /// Bytes a virtual machine may send a second
+    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    net_egress_bps: Option<String>,
+    /// Bytes it may receive at once after a pause; a tenth of a second's worth when not given
+    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    net_ingress_burst: Option<String>,
+    /// Bytes it may send at once after a pause; a tenth of a second's worth when not given
+    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    net_egress_burst: Option<String>,
 }
 
 impl LimitArgs {
@@ -117,6 +130,12 @@ impl LimitArgs {
             write_bps: self.io_write_bps,
             read_iops: self.io_read_iops,
             write_iops: self.io_write_iops,
+        };
+        spec.net = Net {
+            ingress_bps: self.net_ingress_bps,
+            egress_bps: self.net_egress_bps,
+            ingress_burst: self.net_ingress_burst,
+            egress_burst: self.net_egress_burst,
         };
     }
 }
@@ -548,6 +567,14 @@ mod tests {
             "3",
             "--io-write-iops",
             "4",
+            "--net-ingress-bps",
+            "5M",
+            "--net-egress-bps",
+            "6M",
+            "--net-ingress-burst",
+            "7K",
+            "--net-egress-burst",
+            "8K",
             "-p",
             "8080:80",
             "-p",
@@ -598,6 +625,7 @@ mod tests {
             "stop_signal": "SIGQUIT", "stop_timeout_s": 60, "cpus": 1.5, "cpu_weight": 50,
             "cpu_set": "0-1", "memory": "512M", "memory_high": "400M", "swap": "1G", "pids": 99,
             "io": {"weight": 10, "read_bps": "1M", "write_bps": "2M", "read_iops": 3, "write_iops": 4},
+            "net": {"ingress_bps": "5M", "egress_bps": "6M", "ingress_burst": "7K", "egress_burst": "8K"},
             "read_only": true, "cap_add": ["SYS_TIME"], "cap_drop": ["ALL"],
             "user_namespace": false, "seccomp": false, "allow_new_privileges": true,
             "devices": [{"host_path": "/dev/fuse"}],

@@ -12,6 +12,8 @@ use super::{
     Disk,
     config::{self, QUEUE_SIZE},
     handler::BlockHandler,
+    held::Held,
+    request::Direction,
     ring::Ring,
 };
 use crate::virtio::{
@@ -33,8 +35,10 @@ pub struct BlockOptions {
     pub read_only: bool,
     /// Queues with a thread each, 1 to 16; best as many as vCPUs.
     pub queues: u16,
-    /// Rate limits.
-    pub limits: Limits,
+    /// Limits of what the guest reads.
+    pub read_limits: Limits,
+    /// Limits of what it writes; what it discards, zeroes or flushes counts as operations.
+    pub write_limits: Limits,
     /// Let requests of a queue overlap by an io_uring, if the kernel has it and the disk is a file.
     /// Needs `io_uring_enter` on the worker threads.
     pub ring: bool,
@@ -48,7 +52,8 @@ impl Default for BlockOptions {
             serial: String::new(),
             read_only: false,
             queues: 1,
-            limits: Limits::default(),
+            read_limits: Limits::default(),
+            write_limits: Limits::default(),
             ring: false,
         }
     }
@@ -98,7 +103,8 @@ pub(super) struct Shared {
     pub(super) label: String,
     pub(super) serial: [u8; 20],
     pub(super) read_only: bool,
-    pub(super) limiter: RateLimiter,
+    read_limiter: RateLimiter,
+    write_limiter: RateLimiter,
     pub(super) stats: Counters,
     pub(super) host: Host,
     notifier: ConfigNotifier,
@@ -109,6 +115,16 @@ impl fmt::Debug for Shared {
         f.debug_struct("Shared")
             .field("label", &self.label)
             .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// What limits requests of a direction.
+    pub(super) fn limiter(&self, direction: Direction) -> &RateLimiter {
+        match direction {
+            Direction::Read => &self.read_limiter,
+            Direction::Write => &self.write_limiter,
+        }
     }
 }
 
@@ -145,7 +161,8 @@ impl Block {
                 label: options.label.clone(),
                 serial,
                 read_only: options.read_only,
-                limiter: RateLimiter::new(options.limits),
+                read_limiter: RateLimiter::new(options.read_limits),
+                write_limiter: RateLimiter::new(options.write_limits),
                 stats: Counters::default(),
                 host: host.clone(),
                 notifier: ConfigNotifier::default(),
@@ -167,8 +184,15 @@ impl Block {
 
 impl BlockControl {
     /// Changes the rate limits.
-    pub fn set_limits(&self, limits: Limits) {
-        self.0.limiter.set(limits);
+    pub fn set_limits(&self, read: Limits, write: Limits) {
+        self.0.read_limiter.set(read);
+        self.0.write_limiter.set(write);
+    }
+
+    /// The rate limits of reads and of writes.
+    #[must_use]
+    pub fn limits(&self) -> (Limits, Limits) {
+        (self.0.read_limiter.limits(), self.0.write_limiter.limits())
     }
 
     /// Tells the guest that its storage has another size now.
@@ -216,6 +240,7 @@ impl VirtioDevice for Block {
             let worker = self.workers.get_mut(index).ok_or(ActivateError::Worker)?;
             worker.start(BlockHandler {
                 queue,
+                held: Held::default(),
                 ring: self.rings.get_mut(index).and_then(Option::take),
                 shared: Arc::clone(&self.shared),
                 interrupt: Arc::clone(&activation.interrupt),

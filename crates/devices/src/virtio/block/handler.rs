@@ -1,13 +1,18 @@
 //! Serves one queue: takes requests, does them or has them done, answers.
 
-use std::{io, sync::Arc, time::Instant};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use memory::GuestMemory;
 use rustix::event::epoll::EventFlags;
 
 use super::{
     device::Shared,
-    request::{Command, Geometry, Request, Status},
+    held::Held,
+    request::{Command, Direction, Geometry, Request, Status},
     ring::{Flight, Ring, Transfer},
 };
 use crate::virtio::{
@@ -20,6 +25,7 @@ const DONE: u64 = 1;
 #[derive(Debug)]
 pub(super) struct BlockHandler {
     pub(super) queue: VirtQueue,
+    pub(super) held: Held,
     pub(super) ring: Option<Ring>,
     pub(super) shared: Arc<Shared>,
     pub(super) interrupt: Arc<dyn Interrupt>,
@@ -27,16 +33,26 @@ pub(super) struct BlockHandler {
 
 impl BlockHandler {
     fn serve(&mut self, events: &mut Events) -> Result<(), QueueError> {
-        let mut wait = None;
-        let (shared, ring) = (&self.shared, &mut self.ring);
-        let queue = self.queue.index();
+        let mut wait = self.release()?;
+        let (shared, ring, held) = (&self.shared, &mut self.ring, &mut self.held);
+        let (queue, most) = (self.queue.index(), usize::from(self.queue.size()));
         self.queue.serve_in_time(|memory, chain| {
-            wait = shared.limiter.admit(Instant::now());
-            if wait.is_some() || ring.as_ref().is_some_and(|it| !it.has_room()) {
+            // A driver that breaks the rules could have more under way than its queue holds.
+            if held.len() >= most || ring.as_ref().is_some_and(|it| !it.has_room()) {
                 return Ok(Served::NotNow);
             }
-            let served = shared.execute(memory, chain, ring.as_mut());
-            served.map_err(|part| QueueError::Request { queue, part })
+            let missing = |part| QueueError::Request { queue, part };
+            let head = chain.head;
+            let request = shared.parse(memory, chain).map_err(missing)?;
+            let direction = request.direction();
+            let due = shared.limiter(direction).admit(Instant::now());
+            if due.is_some() || !held.is_clear(direction) {
+                wait = sooner(wait, due);
+                held.push(head, request);
+                return Ok(Served::Taken);
+            }
+            let served = shared.execute(memory, head, request, ring.as_mut());
+            served.map_err(missing)
         })?;
         if let Some(ring) = ring {
             ring.submit().map_err(|source| QueueError::Host {
@@ -49,6 +65,57 @@ impl BlockHandler {
             events.wake_after(wait);
         }
         Ok(())
+    }
+
+    /// Does what a limit held back and no longer does; says when to look again for the rest.
+    fn release(&mut self) -> Result<Option<Duration>, QueueError> {
+        let mut wait = None;
+        let memory = self.queue.memory().clone();
+        for direction in Direction::ALL {
+            while !self.held.is_clear(direction) {
+                let due = self.shared.limiter(direction).admit(Instant::now());
+                if due.is_some() || self.ring.as_ref().is_some_and(|it| !it.has_room()) {
+                    wait = sooner(wait, due);
+                    break;
+                }
+                self.execute_held(&memory, direction)?;
+            }
+        }
+        Ok(wait)
+    }
+
+    fn execute_held(
+        &mut self,
+        memory: &GuestMemory,
+        direction: Direction,
+    ) -> Result<(), QueueError> {
+        let Some((head, request)) = self.held.pop(direction) else {
+            return Ok(());
+        };
+        let served = self
+            .shared
+            .execute(memory, head, request, self.ring.as_mut());
+        match served.map_err(|part| self.queue.no_room(part))? {
+            Served::Done(written) => self.queue.complete(head, written),
+            _ => Ok(()),
+        }
+    }
+
+    /// Does at once all that is held back.
+    fn release_all(&mut self) -> Result<(), QueueError> {
+        let memory = self.queue.memory().clone();
+        for direction in Direction::ALL {
+            while !self.held.is_clear(direction) {
+                if let Some(ring) = &self.ring
+                    && !ring.has_room()
+                {
+                    ring.wait();
+                    self.finish()?;
+                }
+                self.execute_held(&memory, direction)?;
+            }
+        }
+        self.queue.notify()
     }
 
     /// Answers what the kernel is done with.
@@ -95,8 +162,12 @@ impl Handler for BlockHandler {
         self.serve(events)
     }
 
-    /// Waits for what is under way: it reads and writes guest memory.
+    /// Waits for what is under way: it reads and writes guest memory. What a limit holds back has
+    /// left the queue, and is not to be lost with it: it is done now.
     fn stop(&mut self) {
+        if let Err(error) = self.release_all() {
+            self.interrupt.needs_reset(&error);
+        }
         while self.ring.as_ref().is_some_and(Ring::wait) {
             if let Err(error) = self.finish() {
                 // The rings are broken; what is under way still has to end.
@@ -110,21 +181,32 @@ impl Handler for BlockHandler {
     }
 }
 
+/// The shorter of two times to wait.
+fn sooner(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    one.into_iter().chain(other).min()
+}
+
 impl Shared {
-    /// Does one request or puts it on its way. `Err` says which part of the request is missing.
-    fn execute(
-        &self,
-        memory: &GuestMemory,
-        chain: &mut Chain,
-        ring: Option<&mut Ring>,
-    ) -> Result<Served, &'static str> {
+    /// The request of a chain. `Err` says which part of it is missing.
+    fn parse(&self, memory: &GuestMemory, chain: &mut Chain) -> Result<Request, &'static str> {
         let disk = Geometry {
             bytes: self.disk.bytes(),
             read_only: self.read_only,
         };
-        let head = chain.head;
-        let request = Request::parse(memory, chain, disk)?;
-        self.limiter.charge(request.data_bytes());
+        Request::parse(memory, chain, disk)
+    }
+
+    /// Does one request or puts it on its way, and charges it to its limit. `Err` says which part of
+    /// the request is missing.
+    fn execute(
+        &self,
+        memory: &GuestMemory,
+        head: u16,
+        request: Request,
+        ring: Option<&mut Ring>,
+    ) -> Result<Served, &'static str> {
+        let limiter = self.limiter(request.direction());
+        limiter.charge(request.data_bytes());
         let (mut command, mut status) = match request {
             Request {
                 command: Ok(command),

@@ -10,6 +10,7 @@ mod device;
 mod disk;
 mod file;
 mod handler;
+mod held;
 mod request;
 mod ring;
 #[cfg(test)]

@@ -36,6 +36,20 @@ pub(super) enum Command {
     WriteZeroes(Vec<(Range<u64>, bool)>),
 }
 
+/// Which rate limit a request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// It takes from the disk.
+    Read,
+    /// It changes the disk, or waits until changes are durable.
+    Write,
+}
+
+impl Direction {
+    /// Both.
+    pub(super) const ALL: [Self; 2] = [Self::Read, Self::Write];
+}
+
 /// A request and where its status goes.
 #[derive(Debug)]
 pub(super) struct Request {
@@ -70,6 +84,19 @@ impl Request {
             command: command(memory, chain, disk, kind, sector),
             status,
         })
+    }
+
+    /// Which limit it is for; what is refused or only asks counts as a read.
+    pub(super) fn direction(&self) -> Direction {
+        match &self.command {
+            Err(_) | Ok(Command::Read { .. } | Command::GetId { .. }) => Direction::Read,
+            Ok(
+                Command::Write { .. }
+                | Command::Flush
+                | Command::Discard(_)
+                | Command::WriteZeroes(_),
+            ) => Direction::Write,
+        }
     }
 
     /// Bytes of data, for rate limits.

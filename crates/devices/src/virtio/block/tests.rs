@@ -23,6 +23,12 @@ use crate::{
 };
 
 const BYTES: u64 = 8 << 20;
+/// What is over the limit at first would take days to be paid for.
+const SLOWEST: Limits = Limits {
+    bytes_per_second: 1,
+    operations_per_second: 0,
+    burst_bytes: 0,
+};
 
 fn file() -> File {
     let file = tempfile::tempfile().unwrap();
@@ -362,10 +368,7 @@ fn a_saved_disk_goes_on_where_it_was_with_requests_it_had_not_seen() {
 fn a_throttled_disk_goes_on_at_once_when_the_limit_is_lifted() {
     for options in ways() {
         let (mut driver, control, _) = driver(&options);
-        control.set_limits(Limits {
-            bytes_per_second: 1,
-            operations_per_second: 0,
-        });
+        control.set_limits(Limits::default(), SLOWEST);
         let out = [&header(1, 0)[..], &[1; 1 << 20]];
         assert_eq!(
             status(&mut driver, 0, &out, &[1]),
@@ -377,8 +380,30 @@ fn a_throttled_disk_goes_on_at_once_when_the_limit_is_lifted() {
         // Its debt would take twelve days to pay.
         std::thread::sleep(std::time::Duration::from_millis(120));
         assert!(driver.try_answer(0).is_none());
-        control.set_limits(Limits::default());
+        // Reads pass by what waits to be written, also in the same queue.
+        let read = driver.request(0, &[&header(0, 0)], &[4096, 1]);
+        assert_eq!(read.data[..], [&[1; 4096][..], &[0]].concat());
+        control.set_limits(Limits::default(), Limits::default());
         assert_eq!(driver.answer(0).data, [0]);
+    }
+}
+
+#[test]
+fn what_a_limit_holds_back_is_not_lost_when_the_disk_holds_still() {
+    for options in ways() {
+        let (mut driver, control, file) = driver(&options);
+        control.set_limits(Limits::default(), SLOWEST);
+        for sector in 0..3 {
+            driver.add(0, &[&header(1, sector), &[7; 512]], &[1]);
+        }
+        driver.kick(0);
+        driver.answer(0);
+        driver.function.pause();
+        let mut stored = [0; 1536];
+        file.read_exact_at(&mut stored, 0).unwrap();
+        assert_eq!(stored, [7; 1536]);
+        driver.answer(0);
+        driver.answer(0);
     }
 }
 

@@ -199,6 +199,14 @@ impl Shared {
 }
 
 impl NetControl {
+    /// The rate limits of what comes to the guest, and of what it sends.
+    #[must_use]
+    pub fn limits(&self) -> (Limits, Limits) {
+        let shared = &self.0;
+        let (receive, transmit) = (&shared.receive_limiter, &shared.transmit_limiter);
+        (receive.limits(), transmit.limits())
+    }
+
     /// Changes the rate limits.
     pub fn set_limits(&self, receive: Limits, transmit: Limits) {
         self.0.receive_limiter.set(receive);

@@ -219,8 +219,8 @@ fn the_cable_stops_packets_and_the_driver_is_told() {
 fn limits_hold_packets_back_in_both_directions_until_they_are_lifted() {
     let (mut driver, control, far) = driver(0);
     let limits = Limits {
-        bytes_per_second: 0,
         operations_per_second: 1,
+        ..Limits::default()
     };
     control.set_limits(limits, limits);
     let out = packet(60);

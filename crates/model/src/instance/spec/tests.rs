@@ -1,6 +1,7 @@
 //! Specs: what is accepted, and that what is wrong is named by its field.
 
 use super::*;
+use crate::instance::limits::{NetLimits, cpu_list};
 
 fn spec() -> InstanceSpec {
     InstanceSpec {
@@ -60,6 +61,42 @@ fn all_wrong_fields_are_named_at_once() {
             "security.cap_add[1]"
         ]
     );
+}
+
+#[test]
+fn rates_limit_what_there_is() {
+    let machine = |spec: &mut InstanceSpec| {
+        spec.machine = Some(MachineSpec::default());
+        spec.limits.net = NetLimits {
+            ingress_bps: Some(1 << 20),
+            ingress_burst: Some(1 << 16),
+            ..NetLimits::default()
+        };
+    };
+    let mut good = spec();
+    machine(&mut good);
+    assert_eq!(good.validate(), Ok(()));
+    let fields = wrong_fields(|spec| {
+        machine(spec);
+        spec.limits.io.read_iops = Some(0);
+        spec.limits.net.egress_burst = Some(1);
+    });
+    assert_eq!(fields, ["limits.io.read_iops", "limits.net.egress_burst"]);
+    let fields = wrong_fields(|spec| {
+        machine(spec);
+        spec.network = NetworkMode::None;
+        spec.machine = None;
+    });
+    assert_eq!(fields, ["limits.net", "limits.net"]);
+}
+
+#[test]
+fn lists_of_cpus_are_sets() {
+    let cpus = |text: &str| cpu_list(text).map(|it| it.into_iter().collect::<Vec<_>>());
+    assert_eq!(cpus("4,0-2,1"), Some(vec![0, 1, 2, 4]));
+    for wrong in ["", "2-1", "0-", "a", "65536", "0,,1"] {
+        assert_eq!(cpus(wrong), None, "{wrong}");
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::{os::unix::net::UnixStream, path::PathBuf, time::Instant};
 
 use clap::{Args, ValueEnum};
 use cpu::soft::Tier;
+use devices::virtio::Limits;
 use vmm::{
     StopReason, VmConfig,
     config::{
@@ -101,12 +102,16 @@ impl Arguments {
                 id: format!("disk{index}"),
                 path: path.clone(),
                 read_only: false,
+                read_rate: Limits::default(),
+                write_rate: Limits::default(),
             });
         let nets = self.tap.iter().enumerate().map(|(index, tap)| NetConfig {
             tap: Some(tap.clone()),
             interface: None,
             mac: [0x52, 0x54, 0, 0, 0, u8::try_from(index).unwrap_or(u8::MAX)],
             mtu: None,
+            receive_rate: Limits::default(),
+            transmit_rate: Limits::default(),
         });
         let shares = self
             .share
