@@ -17,7 +17,7 @@ mod sweep;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ipnetwork::IpNetwork;
@@ -40,6 +40,8 @@ pub struct Driver {
     /// Whether bridged packets pass the rules for routed ones (module `br_netfilter`); noted by
     /// [`Driver::ensure_network`].
     bridged_filtering: AtomicBool,
+    /// The same of IPv6 packets alone.
+    bridged_filtering6: AtomicBool,
 }
 
 impl Driver {
@@ -56,6 +58,7 @@ impl Driver {
             socket: Mutex::new(Socket::route()?),
             ipv6: Path::new("/proc/sys/net/ipv6").exists(),
             bridged_filtering: AtomicBool::new(false),
+            bridged_filtering6: AtomicBool::new(false),
         })
     }
 
@@ -84,6 +87,16 @@ impl Driver {
             .filter(|(index, _)| !own.contains(index));
         let routes = routes.into_iter().filter(|(index, _)| !own.contains(index));
         Ok(used.chain(routes).map(|(_, subnet)| subnet).collect())
+    }
+
+    /// Whether the kernel can answer on `::1` for what is published ([`crate::Rules::loopback6`]), as of
+    /// the last [`Driver::ensure_network`].
+    ///
+    /// Not where bridged packets pass the rules for routed ones: the answer is for `::1` again while it
+    /// is still on the bridge, and is dropped as one that came from a wire (`ip6_rcv_core`).
+    #[must_use]
+    pub fn answers_on_loopback6(&self) -> bool {
+        !self.bridged_filtering6.load(Ordering::Relaxed)
     }
 
     fn socket(&self) -> MutexGuard<'_, Socket> {

@@ -5,6 +5,7 @@
 //! | [`Driver`] | bridges and veth pairs, by its own netlink socket |
 //! | [`Firewall`], [`Rules`] | the daemon's nftables tables: NAT, published ports, isolation |
 //! | [`ipam`] | which address next, which subnet by default; pure |
+//! | [`Loopback`] | published ports on `::1`, where the kernel cannot |
 //! | [`dns`] | names of instances, and forwarding of all others |
 //! | [`files`] | an instance's `resolv.conf`, `hosts` and `hostname`; pure |
 //!
@@ -21,6 +22,7 @@ mod firewall;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod ipam;
+mod loopback;
 mod mac;
 mod name;
 mod netlink;
@@ -33,6 +35,7 @@ pub use driver::{
     ObservedNetwork, RemoveError, Swept,
 };
 pub use firewall::{Applied, Firewall, FirewallError};
+pub use loopback::Loopback;
 pub use mac::{Mac, MacError};
 pub use name::{IFNAME_MAX, IfName, NameError, Prefix};
 pub use netlink::NetlinkError;

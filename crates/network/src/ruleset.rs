@@ -104,6 +104,9 @@ pub struct Rules {
     pub published: Vec<Published>,
     /// Attachments. A port that is missing here passes nothing.
     pub guarded: Vec<Guarded>,
+    /// Whether published ports answer on `::1` too: where [`crate::Driver::answers_on_loopback6`]. Else
+    /// connections to it are left to the host's own programs.
+    pub loopback6: bool,
 }
 
 /// Why a wanted state cannot be expressed.
@@ -191,7 +194,7 @@ pub(crate) fn compile(prefix: &Prefix, rules: &Rules) -> Result<Program, RulesEr
         }
     }
     Ok(Program {
-        skeleton: text::Skeleton::new(prefix, &rules.networks),
+        skeleton: text::Skeleton::new(prefix, rules),
         elements,
     })
 }

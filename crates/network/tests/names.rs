@@ -186,6 +186,7 @@ impl Names {
             networks: networks.to_vec(),
             published: Vec::new(),
             guarded: vec![a.guarded.clone(), b.guarded.clone()],
+            loopback6: true,
         };
         lab.host
             .run(|| Firewall::open(prefix()).unwrap())

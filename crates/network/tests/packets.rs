@@ -41,7 +41,9 @@ fn ensure(lab: &Lab, networks: &[&NetworkConfig]) {
 
 #[test]
 fn published_ports_lead_in_from_everywhere_and_nothing_else_does() {
-    published_ports(&Lab::new());
+    let lab = Lab::new();
+    published_ports(&lab);
+    assert!(lab.driver.answers_on_loopback6());
 }
 
 /// Other software may have loaded `br_netfilter`, which shows bridged packets to the rules.
@@ -55,6 +57,7 @@ fn published_ports_do_the_same_where_bridged_packets_pass_the_rules() {
     lab.host
         .sh("for f in /proc/sys/net/bridge/bridge-nf-call-*; do echo 1 > $f; done");
     published_ports(&lab);
+    assert!(!lab.driver.answers_on_loopback6());
 }
 
 fn published_ports(lab: &Lab) {
@@ -72,11 +75,15 @@ fn published_ports(lab: &Lab) {
             published(None, 8080, v6, 80),
             published(Some("127.0.0.1"), 8081, v4, 80),
             published(Some("fd01::1"), 8082, v6, 80),
+            published(Some("::1"), 8083, v6, 80),
+            published(None, 8084, far.guarded.addresses[1], 80),
         ],
         guarded: guarded(&[&web, &peer, &far]),
+        loopback6: lab.driver.answers_on_loopback6(),
     };
     assert_eq!(firewall.apply(&rules).unwrap(), Applied::Replaced);
     web.ns.serve("[::]:80");
+    far.ns.serve("[::]:80");
     lab.outside.serve("[::]:80");
     let host_from = |address: &str| Some(address.to_owned());
 
@@ -92,10 +99,23 @@ fn published_ports(lab: &Lab) {
     assert_eq!(lab.host.ask("127.0.0.1:8081"), host_from("10.77.1.1"));
     assert_eq!(lab.host.ask("192.0.2.1:8080"), host_from("192.0.2.1"));
     assert_eq!(lab.host.ask("10.77.1.2:80"), host_from("10.77.1.1"));
+    for (address, bridge) in [
+        ("[::1]:8080", "fd77:1::1"),
+        ("[::1]:8083", "fd77:1::1"),
+        ("[::1]:8084", "fd77:2::1"),
+    ] {
+        match lab.driver.answers_on_loopback6() {
+            true => assert_eq!(lab.host.ask(address), host_from(bridge), "{address}"),
+            false => assert!(lab.host.barred(address), "{address}"),
+        }
+    }
+    assert_eq!(lab.host.ask("[fd01::1]:8080"), host_from("fd01::1"));
     assert!(
-        lab.host.barred("[::1]:8080"),
-        "the kernel cannot, and must not hang"
+        lab.host.barred("[::1]:8082"),
+        "published on another address"
     );
+    lab.host.serve("[::1]:9001");
+    assert_eq!(lab.host.ask("[::1]:9001"), host_from("::1"));
     // From the instance itself, its neighbour, and another network.
     assert_eq!(web.ns.ask("192.0.2.1:8080"), host_from("10.77.1.1"));
     assert_eq!(peer.ns.ask("192.0.2.1:8080"), host_from("10.77.1.1"));
@@ -106,6 +126,7 @@ fn published_ports(lab: &Lab) {
     assert!(lab.outside.barred("192.0.2.1:8081"));
     assert!(peer.ns.barred("192.0.2.1:8081"));
     assert!(lab.outside.barred("192.0.2.1:8082"));
+    assert!(lab.outside.barred("[fd01::1]:8083"));
     // Knowing the way is not enough, and loopback is not for instances.
     lab.outside.sh("ip route add 10.77.0.0/16 via 192.0.2.1");
     assert!(lab.outside.barred("10.77.1.2:80"));
@@ -148,6 +169,7 @@ fn networks_meet_only_where_that_was_asked_for() {
         networks: vec![shop, inner, other],
         published: vec![published(None, 5432, db.guarded.addresses[0], 80)],
         guarded: guarded(&[&front, &db, &db2, &app, &isolated[0], &isolated[1]]),
+        loopback6: true,
     };
     firewall.apply(&rules).unwrap();
     lab.outside.sh("ip route add 10.77.0.0/16 via 192.0.2.1");
@@ -193,6 +215,7 @@ fn an_instance_cannot_pose_as_another() {
         networks: vec![a],
         published: Vec::new(),
         guarded: guarded(&[&honest, &forger]),
+        loopback6: true,
     };
     firewall.apply(&rules).unwrap();
     honest.ns.serve("[::]:80");
@@ -277,6 +300,7 @@ fn small_changes_end_in_the_same_rules_as_replacing_everything() {
                 addresses: vec![[10, 77, 1, n as u8].into(), "fd77:1::7".parse().unwrap()],
             })
             .collect(),
+        loopback6: true,
     };
     let list = || {
         let text = lab.host.sh("nft -j list ruleset");
@@ -364,7 +388,7 @@ fn a_udp_client_that_never_pauses_follows_changes_of_published_ports() {
     ensure(&lab, &[&a]);
     let instances = [("one", 2), ("two", 3)].map(|(key, last)| lab.instance(key, &a, last));
     for (instance, name) in instances.iter().zip(["one", "two"]) {
-        let socket = instance.ns.run(|| UdpSocket::bind("0.0.0.0:53").unwrap());
+        let socket = instance.ns.run(|| UdpSocket::bind("[::]:53").unwrap());
         std::thread::spawn(move || {
             let mut buffer = [0; 64];
             while let Ok((_, client)) = socket.recv_from(&mut buffer) {
@@ -381,6 +405,7 @@ fn a_udp_client_that_never_pauses_follows_changes_of_published_ports() {
         networks: vec![a],
         published: Vec::new(),
         guarded: guarded(&[&instances[0], &instances[1]]),
+        loopback6: true,
     };
     firewall.apply(&rules).unwrap();
     let client = lab
@@ -402,6 +427,17 @@ fn a_udp_client_that_never_pauses_follows_changes_of_published_ports() {
     rules.published.clear();
     firewall.apply(&rules).unwrap();
     assert_eq!(hears(&lab, &client, 3), None, "no longer published");
+    rules.published = vec![Published {
+        target: instances[0].guarded.addresses[1],
+        ..publish(0)
+    }];
+    firewall.apply(&rules).unwrap();
+    let local = lab.host.run(|| UdpSocket::bind("[::1]:0").unwrap());
+    local
+        .set_read_timeout(Some(std::time::Duration::from_millis(200)))
+        .unwrap();
+    local.connect("[::1]:5000").unwrap();
+    assert_eq!(hears(&lab, &local, 50).as_deref(), Some("one"));
 
     let holder = lab.host.run(|| UdpSocket::bind("0.0.0.0:5001").unwrap());
     let range = Published {
@@ -429,6 +465,7 @@ fn what_the_hosts_own_firewall_drops_stays_dropped() {
         networks: vec![a],
         published: vec![published(None, 8080, v4, 80), published(None, 8081, v4, 80)],
         guarded: guarded(&[&web]),
+        loopback6: true,
     };
     firewall.apply(&rules).unwrap();
     assert!(lab.outside.barred("192.0.2.1:8080"));

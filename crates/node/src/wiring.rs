@@ -4,8 +4,8 @@
 //! from what is attached, so nothing is ever left over from an earlier state.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     os::fd::AsFd,
     sync::Arc,
 };
@@ -17,8 +17,8 @@ use model::{
     record::{InstanceRecord, NetworkRecord},
 };
 use network::{
-    Attachment, Driver, Firewall, Guarded, IfName, Mac, NetworkConfig, Outside, Prefix, Published,
-    Rules, Transport,
+    Attachment, Driver, Firewall, Guarded, IfName, Loopback, Mac, NetworkConfig, Outside, Prefix,
+    Published, Rules, Transport,
     dns::{Served, Zone},
 };
 
@@ -94,6 +94,8 @@ struct Inner {
     driver: Driver,
     state: std::sync::Mutex<State>,
     names: network::dns::Server,
+    /// Stands in where the kernel cannot lead from `::1` to instances.
+    loopback: Loopback,
     /// The rules in force, and the version of the state they were made from.
     firewall: Arc<tokio::sync::Mutex<(Firewall, u64)>>,
 }
@@ -117,6 +119,7 @@ impl Wiring {
             inner: Arc::new(Inner {
                 driver,
                 names: network::dns::Server::new(network::dns::Config::default()),
+                loopback: Loopback::default(),
                 state: std::sync::Mutex::default(),
                 firewall: Arc::new(tokio::sync::Mutex::new((firewall, 0))),
             }),
@@ -322,9 +325,13 @@ impl Wiring {
         let (rules, version) = {
             let state = crate::lock(&self.inner.state);
             name_instances(&state);
-            (rules(&state), state.version)
+            (rules(&state, &self.inner.driver), state.version)
         };
-        self.blocking(move |_| {
+        let on_loopback = match rules.loopback6 {
+            true => HashMap::new(),
+            false => on_loopback(&rules.published),
+        };
+        let applied = self.blocking(move |_| {
             // Without networks there is nothing to guard, and nothing is left behind.
             let changed = if rules.networks.is_empty() {
                 firewall.0.remove()
@@ -333,9 +340,12 @@ impl Wiring {
             };
             changed.map_err(WiringError::Rules)?;
             firewall.1 = version;
-            Ok(())
-        })
-        .await
+            Ok(firewall)
+        });
+        // In the order of the rules: the next change waits for this one.
+        let _in_turn = applied.await?;
+        self.inner.loopback.serve(on_loopback);
+        Ok(())
     }
 
     async fn blocking<T: Send + 'static>(
@@ -448,7 +458,7 @@ fn published(record: &InstanceRecord, addresses: &[IpAddr]) -> Vec<Published> {
     published
 }
 
-fn rules(state: &State) -> Rules {
+fn rules(state: &State, driver: &Driver) -> Rules {
     Rules {
         networks: state.networks.values().map(config).collect(),
         published: state
@@ -461,7 +471,27 @@ fn rules(state: &State) -> Rules {
             .values()
             .map(|one| one.guarded.clone())
             .collect(),
+        loopback6: driver.answers_on_loopback6(),
     }
+}
+
+/// Where the ports of `::1` lead: to the instance's IPv6 address if it has one, and else to its other.
+fn on_loopback(published: &[Published]) -> HashMap<u16, Vec<SocketAddr>> {
+    let everywhere = |host: IpAddr| host.is_unspecified() && host.is_ipv6();
+    let mut ports: HashMap<u16, Vec<SocketAddr>> = HashMap::new();
+    for one in published {
+        let here = one
+            .host
+            .is_none_or(|host| host == Ipv6Addr::LOCALHOST || everywhere(host));
+        if here && one.transport == Transport::Tcp {
+            let target = SocketAddr::new(one.target, one.target_port);
+            ports.entry(one.host_port).or_default().push(target);
+        }
+    }
+    for targets in ports.values_mut() {
+        targets.sort_by_key(SocketAddr::is_ipv4);
+    }
+    ports
 }
 
 fn served(state: &State) -> Vec<Served> {

@@ -64,6 +64,7 @@ fn containers_find_each_other_and_are_found() {
     let gateway = format!("{}.1", v4.rsplit_once('.').unwrap().0);
     for url in [
         "http://127.0.0.1:8080/".to_owned(),
+        "http://[::1]:8080/".to_owned(),
         "http://localhost:8080/".to_owned(),
         "http://127.0.0.1:8081/".to_owned(),
         format!("http://{gateway}:8080/"),

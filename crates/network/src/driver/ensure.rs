@@ -99,7 +99,10 @@ impl Driver {
                 errno,
             ))
         })??;
-        self.bridged_filtering.store(filtering, Ordering::Relaxed);
+        self.bridged_filtering
+            .store(filtering.any, Ordering::Relaxed);
+        self.bridged_filtering6
+            .store(filtering.ipv6, Ordering::Relaxed);
         // Disabling and enabling IPv6 drops addresses; they are set after the settings.
         let mut socket = self.socket();
         adjust_addresses(&mut socket, &ifname, config).map_err(netlink)?;
@@ -219,7 +222,28 @@ fn adjust_addresses(
             address::add(bridge.index, address),
         );
     }
-    socket.run(&batch)
+    socket.run(&batch)?;
+    match config.gateway6 {
+        Some(_) => lead_back_to_loopback(socket, bridge.index, ifname),
+        None => Ok(()),
+    }
+}
+
+/// Ports published on `::1` are rewritten to addresses behind this bridge, under its own address;
+/// the answers, rewritten back, are for `::1` again and have to be taken in here. What comes for
+/// `::1` from a wire is dropped before that (`ip6_rcv_core`). The route ends with the bridge.
+fn lead_back_to_loopback(
+    socket: &mut Socket,
+    index: u32,
+    ifname: &IfName,
+) -> Result<(), NetlinkError> {
+    let mut batch = Batch::default();
+    let what = format!("let {ifname} lead back to ::1");
+    batch.push(what, address::add_loopback_route(index));
+    match socket.run(&batch) {
+        Err(error) if error.errno == Errno::EXIST => Ok(()),
+        outcome => outcome,
+    }
 }
 
 /// Every bridge's own link-local address: without one, the kernel asks for no neighbours when it
@@ -233,14 +257,24 @@ fn is_link_local(address: &IpNetwork) -> bool {
     matches!(address, IpNetwork::V6(v6) if v6.ip().is_unicast_link_local())
 }
 
-/// Sets what the kernel must do for `config`; runs inside the daemon's namespace. Says whether
-/// bridged packets pass the rules for routed ones.
-fn settings(ifname: &IfName, config: &NetworkConfig) -> Result<bool, EnsureError> {
+/// Which bridged packets pass the rules for routed ones.
+struct BridgedFiltering {
+    any: bool,
+    ipv6: bool,
+}
+
+/// Sets what the kernel must do for `config`; runs inside the daemon's namespace.
+fn settings(ifname: &IfName, config: &NetworkConfig) -> Result<BridgedFiltering, EnsureError> {
     settings4(ifname, config)?;
     settings6(ifname, config)?;
-    let filtering = ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"]
-        .map(|name| read_setting(&Path::new("/proc/sys/net/bridge").join(name)));
-    Ok(filtering.iter().flatten().any(|value| value == "1"))
+    let [ipv4, ipv6] = ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"].map(|name| {
+        let path = Path::new("/proc/sys/net/bridge").join(name);
+        read_setting(&path).as_deref() == Some("1")
+    });
+    Ok(BridgedFiltering {
+        any: ipv4 || ipv6,
+        ipv6,
+    })
 }
 
 fn set(config: &NetworkConfig, path: &Path, wanted: &'static str) -> Result<(), EnsureError> {

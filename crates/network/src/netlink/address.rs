@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 
 use super::attribute::{Attributes, u32_at};
-use super::message::{CREATE, DUMP, REPLACE};
+use super::message::{APPEND, CREATE, DUMP, REPLACE};
 use super::{Message, NetlinkError, Socket};
 use crate::Mac;
 
@@ -38,8 +38,10 @@ const AF_UNSPEC: u8 = 0;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const RT_TABLE_MAIN: u8 = 254;
+const RT_TABLE_LOCAL: u8 = 255;
 const RTPROT_BOOT: u8 = 3;
 const RTN_UNICAST: u8 = 1;
+const RTN_LOCAL: u8 = 2;
 
 /// Length of `struct ifaddrmsg`.
 const IFADDRMSG: usize = 8;
@@ -124,6 +126,24 @@ pub(crate) fn add_default_route(index: u32, gateway: IpAddr) -> Message {
     let mut message = Message::new(RTM_NEWROUTE, CREATE | REPLACE, &body);
     message
         .bytes(RTA_GATEWAY, &octets(gateway))
+        .u32(RTA_OIF, index);
+    message
+}
+
+/// Lets what arrives by link `index` for `::1` be the host's own: for each link the kernel looks up
+/// loopback addresses strictly (`rt6_need_strict`, `net/ipv6/route.c`), so the route of `lo` is none.
+/// Refused with `EEXIST` if it is there already.
+pub(crate) fn add_loopback_route(index: u32) -> Message {
+    let mut body = [0; RTMSG];
+    body[0] = AF_INET6;
+    body[1] = 128;
+    body[4] = RT_TABLE_LOCAL;
+    body[5] = RTPROT_BOOT;
+    body[7] = RTN_LOCAL;
+    // Not REPLACE: that would take the route of `lo` away.
+    let mut message = Message::new(RTM_NEWROUTE, CREATE | APPEND, &body);
+    message
+        .bytes(RTA_DST, &Ipv6Addr::LOCALHOST.octets())
         .u32(RTA_OIF, index);
     message
 }

@@ -13,6 +13,8 @@ pub(crate) const EXCL: u16 = 0x200;
 pub(crate) const REPLACE: u16 = 0x100;
 /// `NLM_F_CREATE`.
 pub(crate) const CREATE: u16 = 0x400;
+/// `NLM_F_APPEND`: beside what is like it.
+pub(crate) const APPEND: u16 = 0x800;
 /// `NLM_F_DUMP`: list everything.
 pub(crate) const DUMP: u16 = 0x300;
 /// `NLA_F_NESTED`.

@@ -37,6 +37,7 @@ fn sample() -> Rules {
             mac: Mac([2, 0, 0, 0, 0, 1]),
             addresses: vec![target, "fd77::2".parse().unwrap()],
         }],
+        loopback6: true,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use super::Element;
+use super::{Element, Rules};
 use crate::{IfName, NetworkConfig, Outside, Prefix};
 
 /// The sets whose members are [`Element`]s of the `inet` table, with their declarations.
@@ -85,7 +85,8 @@ const NETWORK_SETS: [(&str, &str, Member); 9] = [
     ),
 ];
 
-/// Chains of the `inet` table. Priorities are nftables' standard ones.
+/// Chains of the `inet` table; `LOOPBACK6` stands for what becomes of connections to `::1`.
+/// Priorities are nftables' standard ones.
 const INET_CHAINS: &str = r#"
 	chain raw {
 		type filter hook prerouting priority raw; policy accept;
@@ -99,7 +100,7 @@ const INET_CHAINS: &str = r#"
 
 	chain output {
 		type nat hook output priority -100; policy accept;
-		ip6 daddr ::1 return comment "the kernel routes nothing from ::1"
+		LOOPBACK6
 		fib daddr type local jump publish
 	}
 
@@ -116,6 +117,7 @@ const INET_CHAINS: &str = r#"
 		type nat hook postrouting priority srcnat; policy accept;
 		iifname @nat oifname != @bridges masquerade
 		oifname @bridges ip saddr 127.0.0.0/8 masquerade comment "published on localhost"
+		oifname @bridges ip6 saddr ::1 masquerade
 		oifname . ip saddr @subnets4 ct status dnat masquerade comment "published, used from the same network"
 		oifname . ip6 saddr @subnets6 ct status dnat masquerade
 	}
@@ -171,14 +173,21 @@ const BRIDGE_CHAINS: &str = r#"
 pub(crate) struct Skeleton {
     table: String,
     inet_sets: String,
+    inet_chains: String,
     bridge_chains: String,
 }
 
 impl Skeleton {
-    pub(super) fn new(prefix: &Prefix, networks: &[NetworkConfig]) -> Self {
+    pub(super) fn new(prefix: &Prefix, rules: &Rules) -> Self {
+        let networks = &rules.networks;
+        let loopback6 = match rules.loopback6 {
+            true => "",
+            false => "\t\tip6 daddr ::1 return comment \"its answers would be lost\"\n",
+        };
         Self {
             table: table(prefix),
             inet_sets: network_sets(prefix, networks),
+            inet_chains: INET_CHAINS.replace("\t\tLOOPBACK6\n", loopback6),
             bridge_chains: BRIDGE_CHAINS.replace("PORTS", &prefix.link_pattern()),
         }
     }
@@ -198,7 +207,7 @@ impl Skeleton {
         for (name, types) in INET_MAPS {
             push_set(&mut text, "map", name, types, &members(elements, name));
         }
-        text.push_str(INET_CHAINS.trim_start_matches('\n'));
+        text.push_str(self.inet_chains.trim_start_matches('\n'));
         let _ = writeln!(text, "}}\ntable bridge {table} {{");
         for (name, types) in BRIDGE_SETS {
             push_set(&mut text, "set", name, types, &members(elements, name));
