@@ -180,7 +180,7 @@ impl Container {
             match channel.hear().map_err(&step)? {
                 Heard::End => break,
                 Heard::Word(Word::Listener, fds) => {
-                    pass_listener(&self.record, fds).map_err(&step)?
+                    pass_listener(&self.record, self.record.pid, fds).map_err(&step)?
                 }
                 Heard::Failed(failure) => return Err(step(failure)),
                 other => return Err(step(init::unexpected(other))),
@@ -424,12 +424,12 @@ fn send_signal(pidfd: &OwnedFd, signal: i32) -> Result<(), Errno> {
     Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL))
 }
 
-/// Hands a seccomp listener to the socket the configuration named.
-pub(crate) fn pass_listener(record: &Record, fds: Vec<OwnedFd>) -> Step<()> {
+/// Hands the seccomp listener of process `pid` to the socket the configuration named.
+pub(crate) fn pass_listener(record: &Record, pid: i32, fds: Vec<OwnedFd>) -> Step<()> {
     match (&record.listener, fds.into_iter().next()) {
         (Some((path, metadata)), Some(listener)) => {
             let state = record.state(Status::Running);
-            seccomp_filter::hand_over(path, metadata, &state, &listener)
+            seccomp_filter::hand_over(path, metadata, &state, pid, &listener)
         }
         _ => Err(Failure::new(
             "cannot hand over the seccomp listener",

@@ -449,7 +449,7 @@ impl Making {
             match channel.hear()? {
                 Heard::End => return Ok(()),
                 Heard::Word(Word::Listener, fds) => {
-                    crate::container::pass_listener(&self.record, fds)?;
+                    crate::container::pass_listener(&self.record, self.record.pid, fds)?;
                 }
                 other => return Err(init::unexpected(other)),
             }

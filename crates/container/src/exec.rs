@@ -139,7 +139,7 @@ impl Container {
             return Err(ExecError::Status { id, status, hint });
         };
         let filter = if self.record.filtered {
-            Some(self.dir.read_filter()?)
+            Some(self.dir.read_filter(self.record.listener.is_some())?)
         } else {
             None
         };
@@ -211,7 +211,7 @@ impl Container {
             match channel.hear()? {
                 Heard::End => return Ok((console, warnings)),
                 Heard::Word(Word::Listener, fds) => {
-                    crate::container::pass_listener(&self.record, fds)?;
+                    crate::container::pass_listener(&self.record, pid, fds)?;
                 }
                 other => return Err(init::unexpected(other)),
             }

@@ -52,18 +52,19 @@ struct ContainerProcessState<'a> {
     state: &'a State,
 }
 
-/// Hands the listener to the socket at `path`.
+/// Hands the listener of process `pid` to the socket at `path`.
 pub(crate) fn hand_over(
     path: &Path,
     metadata: &str,
     state: &State,
+    pid: i32,
     listener: &OwnedFd,
 ) -> Step<()> {
     let what = || format!("cannot hand the seccomp listener to {}", path.display());
     let message = ContainerProcessState {
         oci_version: OCI_VERSION,
         fds: ["seccompFd"],
-        pid: state.pid,
+        pid,
         metadata,
         state,
     };

@@ -279,8 +279,8 @@ impl Dir {
             .map_err(|error| self.io(error, "write seccomp.bpf in"))
     }
 
-    /// Reads it back.
-    pub(crate) fn read_filter(&self) -> Result<seccomp::Program, StateError> {
+    /// Reads it back; `notifies` says whether it was one that hands calls to a listener.
+    pub(crate) fn read_filter(&self, notifies: bool) -> Result<seccomp::Program, StateError> {
         let bytes = std::fs::read(self.path.join("seccomp.bpf"))
             .map_err(|error| self.io(error, "read seccomp.bpf in"))?;
         let code = bytes
@@ -295,7 +295,7 @@ impl Dir {
         Ok(seccomp::Program {
             code,
             flags: Vec::new(),
-            notifies: false,
+            notifies,
             unknown: Vec::new(),
         })
     }

@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{MetadataExt as _, chown};
 use std::process::Command;
 
 use common::{Bed, RUNTIME, cannot_run, skip, text};
@@ -62,6 +62,102 @@ fn a_user_without_privileges_runs_a_container() {
     );
     assert_eq!(lines[2..4], ["null", "wrote"]);
     assert_ne!(lines[4], "0");
+    assert_eq!(std::fs::read_dir(&state).unwrap().count(), 0);
+    bed.assert_clean();
+}
+
+#[test]
+fn a_user_without_privileges_has_the_ranges_that_the_host_gives_it() {
+    const NAME: &str = "a_user_without_privileges_has_the_ranges_that_the_host_gives_it";
+    const UID: u32 = 54_321;
+    if cannot_run(NAME) {
+        return;
+    }
+    for tool in ["newuidmap", "newgidmap", "setpriv", "unshare"] {
+        if Command::new(tool).arg("--help").output().is_err() {
+            return skip(NAME, &format!("needs {tool} (packages uidmap, util-linux)"));
+        }
+    }
+    let mut bed = Bed::new();
+    let place = bed.dir.path().to_owned();
+    for (name, text) in [
+        (
+            "passwd",
+            format!("root:x:0:0::/root:/bin/sh\nann:x:{UID}:{UID}::/:/bin/sh\n"),
+        ),
+        ("subuid", "ann:300000:65536\n".to_owned()),
+        ("subgid", "ann:400000:65536\n".to_owned()),
+    ] {
+        std::fs::write(place.join(name), text).unwrap();
+    }
+    let map = |first: u32| {
+        json!([
+            { "containerID": 0, "hostID": UID, "size": 1 },
+            { "containerID": 1, "hostID": first, "size": 65_535 },
+        ])
+    };
+    let linux = &mut bed.config["linux"];
+    linux["uidMappings"] = map(300_000);
+    linux["gidMappings"] = map(400_000);
+    linux["namespaces"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({ "type": "user" }));
+    bed.config["process"]["user"]["additionalGids"] = json!([7]);
+    bed.script(
+        "cat /proc/self/uid_map /proc/self/gid_map; id -G; touch /data/mine && chown 1000:50 /data/mine && stat -c %u:%g /data/mine",
+    );
+    bed.write_config();
+    let state = place.join("state");
+    std::fs::create_dir(&state).unwrap();
+    for path in [state.clone(), bed.rootfs(), bed.rootfs().join("data")] {
+        chown(&path, Some(UID), Some(UID)).unwrap();
+    }
+    let runtime = place.join("berth-oci");
+    std::fs::copy(RUNTIME, &runtime).unwrap();
+    // The host's own files of users stay as they are: these are seen by this command alone.
+    let script = format!(
+        "for name in passwd subuid subgid; do mount --bind $name /etc/$name || exit 125; done; \
+         exec setpriv --reuid {UID} --regid {UID} --clear-groups ./berth-oci --root state run c"
+    );
+    let run = || {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &script]);
+        let output = command.current_dir(&place).output().unwrap();
+        (
+            output.status.code(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
+    };
+    let (code, out, err) = run();
+    assert_eq!(code, Some(0), "{out}{err}");
+    let words: Vec<Vec<&str>> = out
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(
+        words[..4],
+        [
+            ["0", "54321", "1"],
+            ["1", "300000", "65535"],
+            ["0", "54321", "1"],
+            ["1", "400000", "65535"]
+        ],
+        "{out}"
+    );
+    assert_eq!(words[4], ["0", "7"]);
+    assert_eq!(words[5], ["1000:50"]);
+    let made = std::fs::metadata(bed.rootfs().join("data/mine")).unwrap();
+    assert_eq!((made.uid(), made.gid()), (300_999, 400_049));
+    bed.assert_clean();
+
+    // Ids that are not the user's are refused by whoever gives them, and nothing is left.
+    bed.config["linux"]["uidMappings"] = map(500_000);
+    bed.write_config();
+    let (code, _, err) = run();
+    assert_ne!(code, Some(0));
+    assert!(err.contains("/etc/subuid"), "{err}");
     assert_eq!(std::fs::read_dir(&state).unwrap().count(), 0);
     bed.assert_clean();
 }
