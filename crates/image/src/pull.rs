@@ -5,7 +5,8 @@
 //!      ─▶ layers in parallel: fetch ∥ inflate ∥ hash ∥ unpack ─▶ record, name
 //! ```
 //! Async; blocking work runs on tokio's blocking threads. Everything is pinned by one lease before it
-//! is looked for, so a collection running meanwhile cannot take it.
+//! is looked for, so a collection running meanwhile cannot take it. What was received of a layer when a
+//! pull ends early is kept for a while, and the next pull goes on with it (`store::partial`).
 
 use std::{
     collections::HashMap,
@@ -22,12 +23,12 @@ use crate::{
     digest::Digest,
     error::StoreError,
     job::{Cancelled, Event, Job, LayerState, Phase},
-    layer::{Expected, LayerError, ingest_blob, read_source},
+    layer::{Expected, LayerError, ingest_blob, ingest_part, read_source},
     manifest::{Descriptor, Document, ImageConfig, Manifest, ManifestError},
     platform::Platform,
     reference::{DEFAULT_TAG, Reference},
     registry::{Registries, RegistryError, Target},
-    store::{Lease, Store},
+    store::{Lease, Part, Store},
 };
 
 /// Pieces of a layer that may wait between the network and the pipeline.
@@ -64,7 +65,8 @@ pub struct Pulled {
     pub fetched_bytes: u64,
 }
 
-/// A pull failed; the store is as before, and nothing of the pull remains.
+/// A pull failed; the store is as before, but for what was received of layers, which is kept for a day
+/// for the next pull.
 #[derive(Debug, thiserror::Error)]
 pub enum PullError {
     /// Names of this host are not served by any registry.
@@ -108,7 +110,7 @@ impl Store {
     /// layer that two pulls of this process want is fetched once.
     ///
     /// # Errors
-    /// [`PullError`]; nothing of a failed or cancelled pull remains.
+    /// [`PullError`]; of a failed or cancelled pull only received bytes of layers remain, for a day.
     pub async fn pull(
         &self,
         registries: &Registries,
@@ -425,10 +427,7 @@ impl Puller<'_> {
         let mut result = Ok(0);
         for (place, target) in targets.iter().enumerate() {
             emit(job, layer, LayerState::Pulling, 0);
-            result = self
-                .fetch(target, layer, diff_id, job)
-                .await
-                .map(|()| layer.size);
+            result = self.fetch_at(target, layer, diff_id, job).await;
             let error = match &result {
                 Ok(_) => {
                     emit(job, layer, LayerState::Done, layer.size);
@@ -437,14 +436,7 @@ impl Puller<'_> {
                 Err(error) => error,
             };
             // Another place may have the right bytes, but nothing helps against a bad image or a full disk.
-            let elsewhere = matches!(
-                error,
-                PullError::Registry(_)
-                    | PullError::Layer {
-                        source: LayerError::Digest { .. } | LayerError::Size { .. },
-                        ..
-                    }
-            );
+            let elsewhere = matches!(error, PullError::Registry(_)) || is_wrong(error);
             if !elsewhere || job.check().is_err() || place + 1 == targets.len() {
                 break;
             }
@@ -457,14 +449,52 @@ impl Puller<'_> {
         result
     }
 
-    /// One attempt at one place: the network on this task, the pipeline on blocking threads.
-    async fn fetch(
+    /// Fetches a layer from one place, going on with what an earlier pull received. If that was no part
+    /// of it, all is fetched anew.
+    async fn fetch_at(
         &self,
         target: &Target,
         layer: &Descriptor,
         diff_id: Digest,
         job: &Job,
-    ) -> Result<(), PullError> {
+    ) -> Result<u64, PullError> {
+        let there = self.receive(layer).await?;
+        let resumed = there.len() > 0;
+        if resumed {
+            let (length, size) = (there.len(), layer.size);
+            job.note(format!(
+                "layer {}: {length} of {size} bytes are here already",
+                layer.digest.short()
+            ));
+        }
+        match self.fetch(target, layer, diff_id, there, job).await {
+            Err(error) if resumed && is_wrong(&error) => {
+                job.note(format!("{error}; fetching all of it anew"));
+                let anew = self.receive(layer).await?;
+                self.fetch(target, layer, diff_id, anew, job).await
+            }
+            result => result,
+        }
+    }
+
+    /// What is there of a layer, to be gone on with.
+    async fn receive(&self, layer: &Descriptor) -> Result<Part, StoreError> {
+        let (store, lease) = (self.store.clone(), Arc::clone(self.lease));
+        let (digest, size) = (layer.digest, layer.size);
+        blocking(move || store.receive(&lease, &digest, size)).await
+    }
+
+    /// One attempt at one place: the network on this task, the pipeline on blocking threads. Answers the
+    /// bytes fetched.
+    async fn fetch(
+        &self,
+        target: &Target,
+        layer: &Descriptor,
+        diff_id: Digest,
+        there: Part,
+        job: &Job,
+    ) -> Result<u64, PullError> {
+        let offset = there.len();
         let (sender, mut receiver) = mpsc::channel::<Result<Bytes, LayerError>>(QUEUE);
         let (store, lease, pipeline_job) =
             (self.store.clone(), Arc::clone(self.lease), job.clone());
@@ -474,12 +504,12 @@ impl Puller<'_> {
         };
         let pipeline = tokio::task::spawn_blocking(move || {
             let mut source = || receiver.blocking_recv().transpose();
-            ingest_blob(&store, &lease, expected, &mut source, &pipeline_job)
+            ingest_part(there, &store, &lease, expected, &mut source, &pipeline_job)
         });
         let progress = |done| emit(job, layer, LayerState::Pulling, done);
         let streamed = self
             .registries
-            .stream_blob(target, layer, &sender, progress, job)
+            .stream_blob(target, layer, offset, &sender, progress, job)
             .await;
         if let Err(error) = &streamed {
             // Tells the pipeline that the end is not the layer's end. It may have gone already.
@@ -489,14 +519,16 @@ impl Puller<'_> {
         drop(sender);
         let ingested = joined(pipeline.await);
         streamed?;
-        ingested.map(drop).map_err(|source| match source {
-            LayerError::Cancelled(cancelled) => cancelled.into(),
-            source => PullError::Layer {
-                reference: self.reference.clone(),
-                layer: layer.digest,
-                source,
-            },
-        })
+        ingested
+            .map(|_| layer.size - offset)
+            .map_err(|source| match source {
+                LayerError::Cancelled(cancelled) => cancelled.into(),
+                source => PullError::Layer {
+                    reference: self.reference.clone(),
+                    layer: layer.digest,
+                    source,
+                },
+            })
     }
 
     fn refused(&self, source: ManifestError) -> PullError {
@@ -515,6 +547,17 @@ fn is_cancelled(error: &PullError) -> bool {
     matches!(
         error,
         PullError::Cancelled(_) | PullError::Registry(RegistryError::Cancelled(_))
+    )
+}
+
+/// Whether the bytes that came are not those of the layer.
+fn is_wrong(error: &PullError) -> bool {
+    matches!(
+        error,
+        PullError::Layer {
+            source: LayerError::Digest { .. } | LayerError::Size { .. },
+            ..
+        }
     )
 }
 

@@ -17,6 +17,7 @@ mod network;
 mod rates;
 mod recover;
 mod refusals;
+mod resume;
 mod software;
 mod terminal;
 mod tokens;

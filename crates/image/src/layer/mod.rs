@@ -12,7 +12,9 @@ mod unpack;
 
 pub(crate) use compression::{Compression, open as open_compressed};
 pub(crate) use diff::{write_diff, write_merged};
-pub(crate) use pipeline::{Expected, Ingested, ingest_blob, ingest_tar, piped, read_source};
+pub(crate) use pipeline::{
+    Expected, Ingested, ingest_blob, ingest_part, ingest_tar, piped, read_source,
+};
 #[cfg(test)]
 pub(crate) use unpack::unpack;
 #[doc(hidden)]

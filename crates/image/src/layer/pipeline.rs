@@ -24,7 +24,7 @@ use crate::{
     error::at,
     job::Job,
     layer::Compression,
-    store::{BlobWriter, LayerRecord, Lease, SealedBlob, Store},
+    store::{BlobWriter, LayerRecord, Lease, Part, SealedBlob, Store},
     tar::TarError,
 };
 
@@ -64,8 +64,45 @@ pub(crate) fn ingest_blob(
     source: &mut Source<'_>,
     job: &Job,
 ) -> Result<Ingested, LayerError> {
+    let blob = BlobWriter::create(lease)?;
+    ingest_into(blob, store, lease, expected, source, job)
+}
+
+/// As [`ingest_blob`], for one that is being received. What was received stays in the lease when the
+/// source breaks off or ends too early, and only then: all else that fails says that it is of no use.
+pub(crate) fn ingest_part(
+    part: Part,
+    store: &Store,
+    lease: &Lease,
+    expected: Expected,
+    source: &mut Source<'_>,
+    job: &Job,
+) -> Result<Ingested, LayerError> {
+    let path = part.writer.path().to_owned();
+    let mut there = read_source(part.there);
+    let mut source = || match there()? {
+        Some(piece) => Ok(Some(piece)),
+        None => source(),
+    };
+    let result = ingest_into(part.writer, store, lease, expected, &mut source, job);
+    match &result {
+        Ok(_) | Err(LayerError::Source(_) | LayerError::Cancelled(_)) => {}
+        Err(LayerError::Size { expected, found }) if found < expected => {}
+        // Gone already if it was published before the failure.
+        Err(_) => drop(fs::remove_file(&path)),
+    }
+    result
+}
+
+fn ingest_into(
+    mut blob: BlobWriter,
+    store: &Store,
+    lease: &Lease,
+    expected: Expected,
+    source: &mut Source<'_>,
+    job: &Job,
+) -> Result<Ingested, LayerError> {
     let work = Work::create(store, lease)?;
-    let mut blob = BlobWriter::create(lease)?;
     let outcome = thread::scope(|scope| {
         let (to_inflate, compressed) = sync_channel(QUEUE);
         let stages = work.spawn(scope, job);

@@ -92,17 +92,21 @@ impl Registries {
         Ok(bytes)
     }
 
-    /// Streams a blob into `out`, going on where a broken connection left off. `progress` is told the
-    /// bytes so far. Returns early when the receiver is gone; the receiver verifies.
+    /// Streams a blob from byte `offset` on into `out`, going on where a broken connection left off.
+    /// `progress` is told the bytes so far. Returns early when the receiver is gone; the receiver verifies.
     pub(crate) async fn stream_blob<E>(
         &self,
         target: &Target,
         blob: &Descriptor,
+        mut offset: u64,
         out: &mpsc::Sender<Result<Bytes, E>>,
         progress: impl Fn(u64),
         job: &Job,
     ) -> Result<(), RegistryError> {
-        let mut offset = 0;
+        if offset > 0 && offset == blob.size {
+            // All of it is there, which no range can say.
+            return Ok(());
+        }
         let mut tries = 1;
         loop {
             let before = offset;

@@ -89,6 +89,8 @@ pub(crate) struct BlobWriter {
     path: PathBuf,
     hasher: Hasher,
     size: u64,
+    /// Bytes that the file has already: they are hashed when they come, and not written again.
+    there: u64,
 }
 
 /// A complete and durable blob that is not yet visible.
@@ -109,7 +111,29 @@ impl BlobWriter {
             path,
             hasher: Hasher::default(),
             size: 0,
+            there: 0,
         })
+    }
+
+    /// Goes on with the file at `path`, made if need be; how much of a blob of `size` bytes it has. It
+    /// must then be given all of the blob, beginning with what the file has. A file that is longer than
+    /// the blob is none of it and begins anew.
+    pub(super) fn go_on(path: &Path, size: u64) -> Result<(Self, u64), StoreError> {
+        let file = File::options().create(true).append(true).open(path);
+        let file = file.map_err(at("create", path))?;
+        let length = file.metadata().map_err(at("look at", path))?.len();
+        let there = if length <= size { length } else { 0 };
+        if there < length {
+            file.set_len(0).map_err(at("cut", path))?;
+        }
+        let writer = Self {
+            file,
+            path: path.to_owned(),
+            hasher: Hasher::default(),
+            size: 0,
+            there,
+        };
+        Ok((writer, there))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -134,7 +158,10 @@ impl Write for BlobWriter {
     }
 
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
+        let length = bytes.len() as u64;
+        let known = usize::try_from(self.there).map_or(bytes.len(), |known| known.min(bytes.len()));
+        self.file.write_all(&bytes[known..])?;
+        self.there -= length.min(self.there);
         self.hasher.update(bytes);
         self.size += bytes.len() as u64;
         Ok(())

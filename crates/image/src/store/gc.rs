@@ -75,6 +75,7 @@ impl Store {
             }
             let blobs = self.root().join("blobs/sha256");
             report.blobs = sweep(&blobs, &marked.blobs, &trash, &mut doomed)?.len();
+            sweep(&self.idle_parts(), &HashSet::new(), &trash, &mut doomed)?;
             // Made from images, to be made again when needed.
             let disks = self.root().join("disks/sha256");
             sweep(&disks, &marked.images, &trash, &mut doomed)?;

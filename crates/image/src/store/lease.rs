@@ -3,7 +3,8 @@
 //! ```text
 //!   ingest/<id>/lease        flocked while the owner lives; the kernel lets go when it dies
 //!   ingest/<id>/pin-<hex>    one empty file per digest that garbage collection must not take
-//!   ingest/<id>/…            partial downloads and half-unpacked layers
+//!   ingest/<id>/part-<hex>   what is received of a blob; kept for a while (see `partial`)
+//!   ingest/<id>/…            half-unpacked layers and all else
 //! ```
 //! A digest is pinned *before* the owner looks whether it is present, both under the shared store lock;
 //! the collector decides under the exclusive one. So either the collector sees the pin, or the owner
@@ -137,6 +138,7 @@ impl Store {
             }
         }
         for dir in &dead {
+            self.keep_parts(dir)?;
             remove_tree(dir)?;
         }
         Ok(dead.len())
@@ -166,6 +168,11 @@ impl Lease {
         look(&self.store)
     }
 
+    /// Its directory.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// A path inside the lease that nobody has used.
     pub(crate) fn fresh_path(&self, kind: &str) -> PathBuf {
         self.dir.join(format!(
@@ -177,6 +184,9 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        if let Err(error) = self.store.keep_parts(&self.dir) {
+            tracing::warn!(%error, "what was received of an image is not kept");
+        }
         if let Err(error) = remove_tree(&self.dir) {
             tracing::warn!(%error, "an ingest directory remains until the store is next opened");
         }

@@ -9,6 +9,7 @@
 //!   ROOT/recipes/<key>.json         results of recipes
 //!   ROOT/kernels, ROOT/disks        what virtual machines boot (see `vm`)
 //!   ROOT/ingest/<lease>/…           unfinished work of live operations (see `lease`)
+//!   ROOT/partial/<hex>              what was received of a blob before its pull ended (see `partial`)
 //!   ROOT/locks/store                shared by who pins or records, exclusive for the collector
 //! ```
 //! Content first becomes durable (layers: see `layers`), then visible by rename, then named by an image record. A crash
@@ -21,6 +22,7 @@ mod gc;
 mod images;
 mod layers;
 mod lease;
+mod partial;
 mod recovery;
 mod usage;
 
@@ -40,6 +42,7 @@ pub use layers::LayerInfo;
 pub(crate) use layers::LayerRecord;
 pub use lease::Hold;
 pub(crate) use lease::Lease;
+pub(crate) use partial::Part;
 pub use usage::{ImageUsage, Usage};
 
 use crate::{
@@ -93,6 +96,7 @@ impl Store {
             "kernels/sha256",
             "disks/sha256",
             "ingest",
+            "partial",
             "locks",
         ] {
             let path = root.join(dir);
@@ -118,6 +122,7 @@ impl Store {
         if abandoned > 0 {
             tracing::info!(abandoned, "removed unfinished image operations");
         }
+        store.tidy_parts()?;
         {
             let _lock = store.lock_exclusive()?;
             for dir in ["images", "refs", "recipes", "kernels"] {
