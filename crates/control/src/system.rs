@@ -167,9 +167,10 @@ impl Control {
     async fn hear(&self, notice: node::Notice) {
         let kind = format!("instance.{}", notice.kind);
         let resource = format!("instances/{}", notice.name);
-        let attributes = notice
-            .attributes
-            .into_iter()
+        // Another may have the name by now, or soon.
+        let id = [("id", notice.id.to_string())].into_iter();
+        let attributes = id
+            .chain(notice.attributes)
             .map(|(key, value)| (key.to_owned(), value));
         self.inner
             .events

@@ -95,6 +95,8 @@ struct Inner {
     /// Who copies files.
     roots: roots::Roots,
     notices: broadcast::Sender<Notice>,
+    /// Hears of what happens while the node starts, for the first who asks.
+    first: std::sync::Mutex<Option<broadcast::Receiver<Notice>>>,
 }
 
 impl Node {
@@ -105,6 +107,7 @@ impl Node {
     /// When the store or the engine cannot be read. A network that cannot be made is logged, not
     /// fatal: what does not need it goes on.
     pub async fn start(parts: Parts) -> Result<Self, NodeError> {
+        let (notices, first) = broadcast::channel(4096);
         let node = Self {
             inner: Arc::new(Inner {
                 parts,
@@ -114,7 +117,8 @@ impl Node {
                 written: std::sync::Mutex::default(),
                 limits: std::sync::Mutex::default(),
                 roots: roots::Roots::default(),
-                notices: broadcast::channel(4096).0,
+                notices,
+                first: std::sync::Mutex::new(Some(first)),
             }),
         };
         let events = node.engine().events();
@@ -136,10 +140,12 @@ impl Node {
         &*self.inner.parts.engine
     }
 
-    /// What happens from now on.
+    /// What happens from now on; for the first who asks, from the node's start on, when it finds out
+    /// what ended while no daemon ran.
     #[must_use]
     pub fn notices(&self) -> broadcast::Receiver<Notice> {
-        self.inner.notices.subscribe()
+        let first = lock(&self.inner.first).take();
+        first.unwrap_or_else(|| self.inner.notices.subscribe())
     }
 
     /// Looks at an instance soon.

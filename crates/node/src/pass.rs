@@ -232,7 +232,11 @@ impl Node {
         }
         self.write(record, status, Durability::Durable).await?;
         let text = format!("{} could not be started: {}", record.name, error.chain());
-        self.notify(notice(record, "start_failed", text));
+        let mut notice = notice(record, "start_failed", text);
+        if let Some(exit) = &status.exit {
+            notice.attributes.push(("exit_code", exit.code.to_string()));
+        }
+        self.notify(notice);
         Ok(None)
     }
 

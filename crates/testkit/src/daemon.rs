@@ -84,6 +84,12 @@ impl Daemon {
         self
     }
 
+    /// Has it run guests by another program, before its first start: one that stands before the usual
+    /// runtime, which the answer is.
+    pub fn stand_before_runtime(&mut self, program: &Path) -> PathBuf {
+        std::mem::replace(&mut self.runtime, program.to_owned())
+    }
+
     /// Gives it, before its first start, the images of another root: hard links where the file
     /// system allows, for content never changes in place.
     ///

@@ -6,7 +6,10 @@
 
 use std::io::Read;
 
-use api::client::{Session, SessionInput, SessionOutput, StreamEvent};
+use api::{
+    ErrorCode,
+    client::{Session, SessionInput, SessionOutput, StreamEvent},
+};
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
     signal::unix::{Signal, SignalKind, signal},
@@ -43,39 +46,69 @@ pub enum Ended {
     Lost,
 }
 
+/// Our side of sessions: the terminal lent, what is typed, signals. Outlives a connection, so that
+/// a session that was lost can be gone on with.
+pub struct Ours {
+    lend: bool,
+    sender: Sender,
+}
+
 /// Runs a session to its end.
 pub async fn run(cx: &Context, session: Session, options: &Options<'_>) -> Outcome<Ended> {
-    let lend = options.terminal && options.stdin && cx.in_is_terminal;
-    let raw = lend.then(RawMode::enter).transpose()?;
-    let Session {
-        mut input,
-        mut output,
-    } = session;
-    let mut sender = Sender {
-        signals: Signals::new()?,
-        typed: options.stdin.then(read_stdin),
-        scanner: (options.terminal && options.stdin)
-            .then(|| DetachScanner::new(options.detach_keys)),
-        terminal: options.terminal,
-        interrupts: 0,
-    };
-    let ended = tokio::select! {
-        ended = receive(&mut output) => ended,
-        ended = sender.run(cx, &mut input) => match ended {
-            Ok(()) => Ok(Ended::Detached),
-            // The connection broke while sending; what was received until then says more.
-            Err(_) => receive(&mut output).await,
-        },
-    };
-    // Before anything else is printed.
-    drop(raw);
-    if matches!(ended, Ok(Ended::Detached)) {
-        // The program inside left the cursor where it pleased.
-        cx.say("");
-        // Best effort: the daemon notices the closed connection anyway.
-        let _ = input.close().await;
+    Ours::new(cx, options)?.talk(cx, session).await
+}
+
+impl Ours {
+    /// Takes signals over, and input if the program has any.
+    pub fn new(cx: &Context, options: &Options<'_>) -> Outcome<Self> {
+        Ok(Self {
+            lend: options.terminal && options.stdin && cx.in_is_terminal,
+            sender: Sender {
+                signals: Signals::new()?,
+                typed: options.stdin.then(read_stdin),
+                scanner: (options.terminal && options.stdin)
+                    .then(|| DetachScanner::new(options.detach_keys)),
+                terminal: options.terminal,
+                interrupts: 0,
+            },
+        })
     }
-    ended
+
+    /// Whether there is more input to come.
+    pub fn has_input(&self) -> bool {
+        self.sender.typed.is_some()
+    }
+
+    /// Talks until the session ends.
+    pub async fn talk(&mut self, cx: &Context, session: Session) -> Outcome<Ended> {
+        let raw = self.lend.then(RawMode::enter).transpose()?;
+        let Session {
+            mut input,
+            mut output,
+        } = session;
+        let ended = tokio::select! {
+            ended = receive(&mut output) => ended,
+            ended = self.sender.run(cx, &mut input) => match ended {
+                Ok(()) => Ok(Ended::Detached),
+                // The connection broke while sending; what was received until then says more.
+                Err(_) => receive(&mut output).await,
+            },
+        };
+        // Before anything else is printed.
+        drop(raw);
+        if matches!(ended, Ok(Ended::Detached)) {
+            // The program inside left the cursor where it pleased.
+            cx.say("");
+            // Best effort: the daemon notices the closed connection anyway.
+            let _ = input.close().await;
+        }
+        ended
+    }
+
+    /// Waits until the user gives up: while nobody listens, a signal is meant for us.
+    pub async fn given_up(&mut self) {
+        while matches!(self.sender.signals.next().await, Next::Resized) {}
+    }
 }
 
 /// Moves what comes from the program to stdout and stderr.
@@ -86,6 +119,10 @@ async fn receive(output: &mut SessionOutput) -> Outcome<Ended> {
             Ok(Some(StreamEvent::Stdout(bytes))) => put(&mut stdout, &bytes).await?,
             Ok(Some(StreamEvent::Stderr(bytes))) => put(&mut stderr, &bytes).await?,
             Ok(Some(StreamEvent::Exited(code))) => return Ok(Ended::Exited(code)),
+            // How a daemon ends all streams when it stops (`api::stream`).
+            Ok(Some(StreamEvent::Problem(problem))) if problem.code == ErrorCode::Cancelled => {
+                return Ok(Ended::Lost);
+            }
             Ok(Some(StreamEvent::Problem(problem))) => {
                 let exit = of(problem.code);
                 let said = Failure::said(exit, problem.to_string());

@@ -1,6 +1,6 @@
 //! The life of a container: run, look, stop, start, freeze, enter, watch, remove.
 
-use std::{io::Read, process::Stdio};
+use std::{fs, io::Read, os::unix::fs::PermissionsExt, process::Stdio, time::Duration};
 
 use serde_json::Value;
 
@@ -61,6 +61,56 @@ fn a_foreground_run_passes_on_output_and_exit_code() {
         .unwrap();
     assert_eq!(absent.code, 127, "{absent:?}");
     assert!(absent.err.contains("no-such-program"), "{absent:?}");
+}
+
+/// A runtime that does nothing until a file is gone.
+const SLOW: &str = "#!/bin/sh\nwhile [ -e GATE ]; do sleep 0.02; done\nexec RUNTIME \"$@\"\n";
+
+#[test]
+fn a_create_that_takes_long_is_waited_for() {
+    let Some(mut daemon) = idle("a_create_that_takes_long_is_waited_for", &[]) else {
+        return;
+    };
+    let place = tempfile::tempdir().unwrap();
+    let (program, gate) = (place.path().join("runtime"), place.path().join("gate"));
+    let runtime = daemon.stand_before_runtime(&program);
+    let script = SLOW
+        .replace("GATE", gate.to_str().unwrap())
+        .replace("RUNTIME", runtime.to_str().unwrap());
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    daemon.restart().unwrap();
+    for (words, code, out) in [
+        (
+            &["--rm", "busybox", "sh", "-c", "echo here; exit 7"][..],
+            7,
+            "here\n",
+        ),
+        (&["--rm", "busybox", "no-such-program"], 127, ""),
+        (
+            &["-d", "--name", "box", "busybox", "sleep", "1000"],
+            0,
+            "box\n",
+        ),
+        (
+            &["-d", "--name", "none", "busybox", "no-such-program"],
+            127,
+            "",
+        ),
+    ] {
+        fs::write(&gate, "").unwrap();
+        let mut run = daemon.command(&[&["run"], words].concat());
+        run.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut run = run.spawn().unwrap();
+        // Longer than the daemon is asked to wait with its answer.
+        std::thread::sleep(Duration::from_millis(2500));
+        let early = run.try_wait().unwrap();
+        fs::remove_file(&gate).unwrap();
+        let said = testkit::Said::of(&run.wait_with_output().unwrap());
+        assert_eq!(early, None, "{words:?}: {said:?}");
+        assert_eq!((said.code, &*said.out), (code, out), "{words:?}: {said:?}");
+    }
+    assert_eq!(status(&daemon, "box"), "running");
 }
 
 #[test]

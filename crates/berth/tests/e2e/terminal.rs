@@ -1,8 +1,15 @@
 //! At a terminal: shells, sizes, keys and signals reach the program inside, and an editor changes a spec.
 
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
 use testkit::{Daemon, Terminal, code_of};
 
-use crate::common::{daemon, status, until_so};
+use crate::common::{daemon, status, until, until_so};
 
 fn sleeping(daemon: &Daemon) {
     daemon
@@ -164,4 +171,131 @@ fn an_editor_changes_a_spec_and_loses_no_work() {
         1,
         "{events}"
     );
+}
+
+/// A command that goes on while the test does other things; what it says goes to files.
+struct Going {
+    child: Child,
+    said: PathBuf,
+    place: tempfile::TempDir,
+}
+
+impl Going {
+    fn start(daemon: &Daemon, words: &[&str]) -> Self {
+        let place = tempfile::tempdir().unwrap();
+        let said = place.path().join("err");
+        let child = daemon
+            .command(words)
+            .stdin(Stdio::piped())
+            .stdout(File::create(place.path().join("out")).unwrap())
+            .stderr(File::create(&said).unwrap())
+            .spawn()
+            .unwrap();
+        Self { child, said, place }
+    }
+
+    fn out(&self) -> String {
+        fs::read_to_string(self.place.path().join("out")).unwrap()
+    }
+
+    fn until_out(&self, text: &str) {
+        until_so(text, || self.out().contains(text));
+    }
+
+    fn until_said(&self, text: &str) {
+        until_so(text, || {
+            fs::read_to_string(&self.said).unwrap().contains(text)
+        });
+    }
+
+    fn code(mut self) -> Option<i32> {
+        let status = until("it ends", || self.child.try_wait().unwrap());
+        status.code()
+    }
+}
+
+impl Drop for Going {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+const AWAY: &str = "waiting for the daemon";
+const BACK: &str = "Connected again";
+
+#[test]
+fn a_program_in_the_foreground_stays_there_while_the_daemon_is_replaced() {
+    let Some(mut daemon) = daemon("a_program_in_the_foreground_stays_there") else {
+        return;
+    };
+    let script = "echo ready; read line; echo got $line; exit 9";
+    for (name, more) in [("kept", &[][..]), ("gone", &["--rm"])] {
+        let words = [&["run", "-i", "--name", name], more].concat();
+        let words = [&words[..], &["busybox", "sh", "-c", script]].concat();
+        let mut run = Going::start(&daemon, &words);
+        run.until_out("ready");
+        match name {
+            "kept" => daemon.kill(),
+            _ => daemon.stop(),
+        }
+        run.until_said(AWAY);
+        daemon.restart().unwrap();
+        run.until_said(BACK);
+        run.child.stdin.take().unwrap().write_all(b"on\n").unwrap();
+        run.until_out("ready\ngot on\n");
+        assert_eq!(run.code(), Some(9), "{name}");
+    }
+
+    // At a terminal, which is its own again.
+    let mut terminal = Terminal::open().unwrap();
+    let words = ["run", "-it", "--rm", "busybox", "sh", "-c", script];
+    let child = terminal.spawn(&mut daemon.command(&words)).unwrap();
+    terminal.until("ready").unwrap();
+    daemon.kill();
+    terminal.until(AWAY).unwrap();
+    daemon.restart().unwrap();
+    terminal.until(BACK).unwrap();
+    terminal.press("on\n").unwrap();
+    terminal.until("got on").unwrap();
+    assert_eq!(code_of(child).unwrap(), Some(9));
+    assert!(!terminal.is_raw().unwrap());
+}
+
+#[test]
+fn how_a_program_ended_while_the_daemon_was_away_is_told() {
+    let Some(mut daemon) = daemon("how_a_program_ended_while_the_daemon_was_away") else {
+        return;
+    };
+    let script = "trap 'exit 5' TERM; echo ready; while :; do sleep 0.05; done";
+    let run = |daemon: &Daemon, name: &str, more: &[&str]| {
+        let words = [&["run", "--name", name], more].concat();
+        let words = [&words[..], &["busybox", "sh", "-c", script]].concat();
+        let run = Going::start(daemon, &words);
+        run.until_out("ready");
+        run
+    };
+    let runs = [run(&daemon, "kept", &[]), run(&daemon, "gone", &["--rm"])];
+    let pids = ["kept", "gone"].map(|name| daemon.inspect(name).unwrap()["pid"].to_string());
+    daemon.kill();
+    for going in &runs {
+        going.until_said(AWAY);
+    }
+    for pid in pids {
+        let killed = Command::new("kill").arg(pid).status().unwrap();
+        assert!(killed.success());
+    }
+    daemon.restart().unwrap();
+    for going in runs {
+        assert_eq!(going.code(), Some(5));
+    }
+    // Who does not want to wait does not have to.
+    let waits = run(&daemon, "left", &[]);
+    daemon.kill();
+    waits.until_said(AWAY);
+    let pid = waits.child.id().to_string();
+    Command::new("kill").args(["-INT", &pid]).status().unwrap();
+    assert_eq!(waits.code(), Some(130));
+    daemon.restart().unwrap();
+    assert_eq!(status(&daemon, "left"), "running");
 }

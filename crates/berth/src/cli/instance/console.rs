@@ -3,7 +3,7 @@
 use api::{client::LogsQuery, stream::Attach};
 use clap::Args;
 
-use super::{create::finish, exec::not_running, list::find};
+use super::{exec::not_running, foreground, list::find};
 use crate::cli::{
     Context, complete,
     exit::Outcome,
@@ -52,8 +52,11 @@ impl ConsoleArgs {
             stdin: true,
             detach_keys: &self.detach_keys,
         };
-        let ended = session::run(cx, session, &options).await?;
-        finish(cx, &self.name, ended).await
+        let whose = foreground::Whose {
+            id: &detail.instance.id,
+            name: &detail.instance.name,
+        };
+        foreground::attend(cx, whose, session, &options).await
     }
 
     async fn show_history(&self, cx: &Context) -> Outcome {

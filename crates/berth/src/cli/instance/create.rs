@@ -3,28 +3,31 @@
 use std::time::{Duration, Instant};
 
 use api::{
-    ImagePull, InstanceCreate, InstanceDetail, InstanceSpec, Kind, WaitFor,
+    ErrorCode, ImagePull, InstanceCreate, InstanceDetail, InstanceSpec, Kind, WaitFor,
     client::{Client, Session},
     stream::Attach,
 };
 use clap::{Args, ValueEnum};
 
-use super::{boot, spec::SpecArgs};
+use super::{
+    boot, foreground,
+    past::{self, Past},
+    spec::SpecArgs,
+};
 use crate::cli::{
     Context, complete,
     exit::{Exit, Failure, Outcome},
     human,
     progress::{self, OnInterrupt},
-    session::{self, Ended},
+    session,
     term::{self, DetachKeys},
 };
 
 /// Seconds the daemon may take with a creation before we begin to show what it does.
 const SILENT_S: u64 = 1;
 
-/// Longest the node may take to begin with an instance that is made, and the pause between two looks.
-const BEGIN: Duration = Duration::from_secs(60);
-const PAUSE: Duration = Duration::from_millis(20);
+/// Seconds the node may take to begin with an instance that is made.
+const BEGIN_S: u64 = 60;
 
 /// Seconds a launched instance may take to be ready unless said otherwise.
 const READY_S: u64 = 120;
@@ -131,8 +134,11 @@ impl RunArgs {
             stdin: self.interactive,
             detach_keys: &self.detach_keys,
         };
-        let ended = session::run(cx, session, &options).await?;
-        finish(cx, name, ended).await
+        let whose = foreground::Whose {
+            id: &made.instance.id,
+            name,
+        };
+        foreground::attend(cx, whose, session, &options).await
     }
 }
 
@@ -164,27 +170,6 @@ pub fn started(made: &InstanceDetail) -> Outcome {
             Err(Failure::said(exit, what))
         }
         _ => Ok(()),
-    }
-}
-
-/// What a session's end means for the command: the code of the program, as the daemon tells it
-/// when the stream did not.
-pub async fn finish(cx: &Context, name: &str, ended: Ended) -> Outcome<u8> {
-    match ended {
-        Ended::Exited(code) => Ok(code.clamp(0, 255) as u8),
-        Ended::Detached => {
-            cx.say(&format!(
-                "Left {name} running. Back to it: berth attach {name}"
-            ));
-            Ok(0)
-        }
-        Ended::Lost => Err(Failure::said(
-            Exit::Unreachable,
-            format!("the connection to the daemon was lost; {name} goes on without it"),
-        )
-        .advise(format!(
-            "once the daemon is back: berth attach {name}, or berth logs {name}"
-        ))),
     }
 }
 
@@ -329,7 +314,7 @@ async fn create(
         }
     }
     if !has_begun(&made) {
-        made = begun(&cx.client, &made.instance.id).await?;
+        made = begun(cx, made).await?;
     }
     if made.instance.status == "failed" {
         let why = made
@@ -347,15 +332,28 @@ async fn create(
 }
 
 /// An instance that is made, once the node has begun with it: an operation ends before that.
-async fn begun(client: &Client, id: &str) -> Outcome<InstanceDetail> {
-    let deadline = Instant::now() + BEGIN;
-    loop {
-        // By id: another may have the name by now.
-        let made = client.show_instance(id).await?;
-        if has_begun(&made) || Instant::now() > deadline {
-            return Ok(made);
+async fn begun(cx: &Context, made: InstanceDetail) -> Outcome<InstanceDetail> {
+    // By id: another may have the name by now.
+    let id = &made.instance.id;
+    let settled = cx.client.wait_instance(id, WaitFor::Settled, BEGIN_S).await;
+    let missing = match settled {
+        Ok(settled) if has_begun(&settled) => return Ok(settled),
+        Ok(_) => None,
+        Err(error) => match error.code() {
+            Some(ErrorCode::Timeout) => return Ok(cx.client.show_instance(id).await?),
+            Some(ErrorCode::NotFound) => Some(error),
+            _ => return Err(error.into()),
+        },
+    };
+    // It went away with its program, before we saw how that ended.
+    match (past::of(&cx.client, id).await?, missing) {
+        (Some(Past::NotStarted { code, message }), _) => {
+            let exit = code.and_then(|code| u8::try_from(code).ok());
+            let exit = exit.map_or(Exit::Error, Exit::from);
+            Err(Failure::said(exit, human::clean(&message)))
         }
-        tokio::time::sleep(PAUSE).await;
+        (None, Some(error)) => Err(error.into()),
+        _ => Ok(made),
     }
 }
 

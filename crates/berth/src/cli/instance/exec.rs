@@ -3,7 +3,7 @@
 use api::{Process, client::ClientError, stream::Attach};
 use clap::Args;
 
-use super::{create::finish, list::find, spec::ProgramArgs};
+use super::{foreground, list::find, spec::ProgramArgs};
 use crate::cli::{
     Context, complete,
     exit::{Failure, Outcome},
@@ -165,7 +165,10 @@ impl AttachArgs {
             stdin,
             detach_keys: &self.detach_keys,
         };
-        let ended = session::run(cx, session, &options).await?;
-        finish(cx, &self.name, ended).await
+        let whose = foreground::Whose {
+            id: &detail.instance.id,
+            name: &detail.instance.name,
+        };
+        foreground::attend(cx, whose, session, &options).await
     }
 }
