@@ -23,6 +23,9 @@ use crate::cli::{
 /// How long a daemon may be away, and the pause between two looks.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(200);
+/// Sessions lost soon after they began, one after the other, that are gone on with: a daemon that is
+/// replaced is away once.
+const LOSSES: u32 = 3;
 
 /// Whose program it is: the id, because another may have the name one day.
 #[derive(Debug, Clone, Copy)]
@@ -51,8 +54,16 @@ pub async fn attend(
     options: &Options<'_>,
 ) -> Outcome<u8> {
     let mut ours = Ours::new(cx, options)?;
+    let (mut begun, mut losses) = (Instant::now(), 0);
     let mut ended = ours.talk(cx, session).await?;
     while ended == Ended::Lost {
+        losses = match begun.elapsed() < PATIENCE {
+            true => losses + 1,
+            false => 1,
+        };
+        if losses > LOSSES {
+            break;
+        }
         cx.note(&format!(
             "The connection to the daemon was lost. {} goes on; waiting for the daemon to be back.",
             whose.name
@@ -68,6 +79,7 @@ pub async fn attend(
                     "Connected again. What it said meanwhile: berth logs {}",
                     whose.name
                 ));
+                begun = Instant::now();
                 resumed(cx, whose, &mut ours, session).await?
             }
             Some(Found::Ended(code)) => Ended::Exited(code),
