@@ -8,6 +8,7 @@
 mod common;
 mod crash;
 mod customize;
+mod debian;
 mod disk;
 mod images;
 mod lifecycle;

@@ -1,0 +1,234 @@
+//! A whole Debian in a machine: packages are installed inside over the network, and what they bring
+//! compiles, runs and serves.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::ensure;
+use testkit::Daemon;
+
+use crate::{
+    common::{self, BERTH, until, until_so},
+    machine,
+};
+
+/// The image, with nothing but what the recipe has.
+const IMAGE: &str = "debian-vm";
+
+/// A daemon with busybox and a Debian for machines; `None`, said loudly, where they cannot be made.
+fn debian(test: &str) -> Option<Daemon> {
+    let tools = [
+        "ip",
+        "nft",
+        "nsenter",
+        "busybox",
+        "mkfs.ext4",
+        "apt-get",
+        "dpkg-deb",
+        "dpkg-scanpackages",
+        "mmdebstrap",
+        "curl",
+    ];
+    if testkit::lacks(test, &tools) {
+        return None;
+    }
+    let make = |daemon: &Daemon| {
+        daemon.berth(&["image", "build", "--recipe", "busybox"])?;
+        let build = ["image", "build", "--recipe", "debian", "--vm"];
+        daemon.berth(&[&build[..], &["--name", IMAGE]].concat())?;
+        Ok(())
+    };
+    let (berth, cache) = (Path::new(BERTH), common::cache());
+    let made = testkit::images_of(berth, &cache, "debian-machine", &[&machine::agent()], make);
+    let images = match made {
+        Ok(images) => images,
+        Err(error) => {
+            testkit::skip(test, &format!("no Debian can be made here: {error:#}"));
+            return None;
+        }
+    };
+    let mut daemon = common::bare(test, &[])?;
+    daemon.lend_images(&images).unwrap();
+    daemon.restart().unwrap();
+    Some(daemon)
+}
+
+/// What a command says that must succeed.
+pub fn output(command: &mut Command) -> anyhow::Result<String> {
+    let output = command.output()?;
+    ensure!(output.status.success(), "{command:?}: {output:?}");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// A folder that is a repository of `packages` and of all they need that the image does not have, as
+/// this host's own apt fetches them.
+fn repository(daemon: &Daemon, packages: &str) -> anyhow::Result<PathBuf> {
+    let kept = common::cache().join("packages");
+    fs::create_dir_all(kept.join("partial"))?;
+    let served = daemon.root().join("repository");
+    fs::create_dir(&served)?;
+    let status = daemon.root().join("status");
+    let installed = ["run", "--rm", "--network", "none", IMAGE];
+    let installed = [&installed[..], &["cat", "/var/lib/dpkg/status"]].concat();
+    fs::write(&status, daemon.berth(&installed)? + "\n")?;
+    let mut apt = Command::new("apt-get");
+    for option in [
+        format!("Dir::State::status={}", status.display()),
+        format!("Dir::Cache::archives={}", kept.display()),
+        "Debug::NoLocking=1".to_owned(),
+        "APT::Install-Recommends=0".to_owned(),
+        "APT::Sandbox::User=root".to_owned(),
+    ] {
+        apt.args(["-o", &option]);
+    }
+    apt.args(["-qq", "-y", "--download-only", "install"]);
+    output(apt.args(packages.split(' ')))?;
+    for file in fs::read_dir(&kept)? {
+        let file = file?.path();
+        if file.extension().is_some_and(|it| it == "deb") {
+            let name = file.file_name().unwrap_or_default();
+            fs::copy(&file, served.join(name))?;
+        }
+    }
+    let mut index = Command::new("dpkg-scanpackages");
+    let index = output(index.args(["--multiversion", "."]).current_dir(&served))?;
+    fs::write(served.join("Packages"), index)?;
+    Ok(served)
+}
+
+/// A machine `box` with a Debian, and a container that serves it `packages`; `None`, said loudly, where
+/// those cannot be had.
+fn machine_and_repository(test: &str, packages: &str) -> Option<Daemon> {
+    let daemon = debian(test)?;
+    let served = match repository(&daemon, packages) {
+        Ok(served) => served,
+        Err(error) => {
+            testkit::skip(test, &format!("no packages can be had here: {error:#}"));
+            return None;
+        }
+    };
+    let folder = format!("{}:/srv:ro", served.display());
+    let serve = [
+        "run",
+        "-d",
+        "--name",
+        "repository",
+        "-v",
+        &folder,
+        "busybox",
+    ];
+    let httpd = ["httpd", "-f", "-p", "80", "-h", "/srv"];
+    daemon.berth(&[&serve[..], &httpd].concat()).unwrap();
+    let launch = "launch --vm --name box --cpus 2 --memory 1G --restart no --publish 8088:80";
+    let launch = launch.split(' ').chain([IMAGE]);
+    let began = Instant::now();
+    daemon.berth(&launch.collect::<Vec<_>>()).unwrap();
+    eprintln!("{test}: launched in {:.1?}", began.elapsed());
+    let sources = "rm -rf /etc/apt/sources.list*; \
+        echo 'deb [trusted=yes] http://repository/ ./' > /etc/apt/sources.list; \
+        apt-get -qq update";
+    inside(&daemon, sources);
+    Some(daemon)
+}
+
+/// What a script says in the machine, where it must end well.
+#[track_caller]
+fn inside(daemon: &Daemon, script: &str) -> String {
+    let began = Instant::now();
+    let said = daemon.run(&["exec", "box", "sh", "-c", script]).unwrap();
+    assert_eq!(said.code, 0, "{script}: {said:?}");
+    eprintln!(
+        "{:.1?}: {}",
+        began.elapsed(),
+        script.lines().next().unwrap_or_default()
+    );
+    said.out
+}
+
+fn install(daemon: &Daemon, packages: &str) {
+    let quiet = "DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install";
+    inside(
+        daemon,
+        &format!("{quiet} {packages} > /tmp/installed 2>&1 || {{ cat /tmp/installed; exit 1; }}"),
+    );
+}
+
+/// The page of the machine's web server: by its name in a container, by its published port here.
+fn pages(daemon: &Daemon) -> [String; 2] {
+    let by_name = ["run", "--rm", "busybox", "wget", "-qO-", "http://box/"];
+    let by_name = until("a container reaches it by its name", || {
+        let said = daemon.run(&by_name).unwrap();
+        (said.code == 0).then_some(said.out)
+    });
+    let by_port = until("the host reaches it by its port", || {
+        let mut curl = daemon.netns().command("curl");
+        curl.args(["-fsS", "--max-time", "20", "http://127.0.0.1:8088/"]);
+        output(&mut curl).ok()
+    });
+    [by_name, by_port]
+}
+
+#[test]
+fn a_web_server_is_installed_in_a_machine_and_serves() {
+    let test = "a_web_server_is_installed_in_a_machine_and_serves";
+    let Some(daemon) = machine_and_repository(test, "nginx-light") else {
+        return;
+    };
+    install(&daemon, "nginx-light");
+    for page in pages(&daemon) {
+        assert!(page.contains("Welcome to nginx"), "{page}");
+    }
+    // It is a service of the guest's init like any other, also after a boot.
+    daemon.berth(&["restart", "box"]).unwrap();
+    until_so("systemd has started it again", || {
+        let said = daemon.run(&["exec", "box", "systemctl", "is-active", "nginx"]);
+        said.unwrap().out == "active\n"
+    });
+    daemon.berth(&["rm", "-f", "box", "repository"]).unwrap();
+}
+
+const PROGRAM: &str = r#"
+#include <math.h>
+#include <stdio.h>
+int main(void) {
+    double sum = 0;
+    for (int i = 1; i <= 100000; i++) sum += 1.0 / ((double)i * i);
+    printf("%.4f\n", sqrt(6 * sum));
+    return 42;
+}"#;
+
+/// `cargo test -p berth --test e2e compiler -- --ignored --nocapture`.
+#[test]
+#[ignore = "takes minutes: it installs a compiler in a machine; run it by name"]
+fn a_compiler_and_python_are_installed_in_a_machine_and_work() {
+    let test = "a_compiler_and_python_are_installed_in_a_machine_and_work";
+    let packages = "gcc libc6-dev python3";
+    let Some(daemon) = machine_and_repository(test, packages) else {
+        return;
+    };
+    install(&daemon, packages);
+    inside(
+        &daemon,
+        &format!("cat > /root/program.c <<'END'\n{PROGRAM}\nEND"),
+    );
+    let compile = "cd /root; gcc -O2 -Wall -Werror -o program program.c -lm; ./program; echo $?";
+    assert_eq!(inside(&daemon, compile), "3.1416\n42\n");
+    let script = "import json, hashlib; print(hashlib.sha256(json.dumps(list(range(1000))).encode()).hexdigest())";
+    let here = output(Command::new("python3").args(["-c", script]));
+    let there = inside(&daemon, &format!("python3 -c '{script}'"));
+    match here {
+        Ok(here) => assert_eq!(there, here),
+        Err(error) => testkit::skip(test, &format!("only the half of Python: {error:#}")),
+    }
+    inside(
+        &daemon,
+        "mkdir /srv/www; echo made by hand > /srv/www/index.html; \
+        systemd-run -q python3 -m http.server --bind :: -d /srv/www 80",
+    );
+    assert_eq!(pages(&daemon), ["made by hand\n", "made by hand\n"]);
+    daemon.berth(&["rm", "-f", "box", "repository"]).unwrap();
+}
