@@ -12,6 +12,7 @@
 //! by a mistake of ours still ends in a record; and a guest that resets itself gets a process that
 //! never held anything of the guest before. If the supervisor dies, the kernel ends the machine.
 
+mod footprint;
 mod machine;
 mod supervisor;
 

@@ -35,6 +35,7 @@ pub mod lapic;
 pub mod memory;
 pub mod native;
 pub mod op;
+pub mod opcode;
 mod partition;
 mod peers;
 mod platform;

@@ -18,7 +18,7 @@ use devices::virtio::{
     fs::{Fs, keep_capabilities},
 };
 
-use super::supervisor;
+use super::{footprint, supervisor};
 use crate::{
     VmConfig,
     console::{Console, Output},
@@ -88,7 +88,7 @@ pub fn run(
     listeners: &Listeners,
     options: Options,
 ) -> Result<StopReason, RunError> {
-    keep_heap_small();
+    footprint::keep_small();
     let mut resources = Resources::open(config, options.backend, options.jail)?;
     let sockets = config.vsock.as_ref().and_then(|it| it.socket.parent());
     let filters = match options.jail {
@@ -182,7 +182,7 @@ pub fn run(
             Duration::from_nanos(running.machine.stats().cpu_time_ns)
         );
     }
-    trim_heap();
+    footprint::trim();
     running.machine.start();
     serve(listeners.control.as_ref(), &source, &mut running);
     let reason = running.gate.wait();
@@ -195,27 +195,6 @@ pub fn run(
         let _lost = writeln!(out, "berth-vmm: {counters:#?}");
     }
     Ok(reason)
-}
-
-/// Threads share one heap, and large pieces go back to the kernel: what is kept for speed by default
-/// is more than all that a machine needs.
-fn keep_heap_small() {
-    /// `DEFAULT_MMAP_THRESHOLD` of glibc, which setting it keeps from growing.
-    #[cfg(target_env = "gnu")]
-    const LARGE: i32 = 128 << 10;
-    // SAFETY: sets numbers of the allocator; one it does not take is left as it was.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
-    }
-}
-
-/// Returns what only the start needed.
-fn trim_heap() {
-    // SAFETY: gives unused pages back to the kernel.
-    #[cfg(target_env = "gnu")]
-    let _any_returned = unsafe { libc::malloc_trim(0) };
 }
 
 /// A thread whose filter cannot be installed must not run.

@@ -10,6 +10,7 @@ use crate::soft::{
     Core, Fault, Flow, Op,
     core::Word,
     op::{Handler, Width},
+    opcode::Opcode,
 };
 
 /// Number of the count register of loops.
@@ -75,7 +76,7 @@ pub fn select(instruction: &Instruction, width: Width) -> Option<Op> {
 fn operand_bytes(instruction: &Instruction) -> usize {
     match instruction.op0_kind() {
         _ if instruction.mnemonic() == Mnemonic::Ret => {
-            instruction.code().op_code().operand_size() as usize / 8
+            Opcode::of(instruction.code()).operand_bytes.into()
         }
         OpKind::NearBranch16 => 2,
         OpKind::Register => instruction.op0_register().size(),
@@ -88,7 +89,7 @@ fn operand_bytes(instruction: &Instruction) -> usize {
 fn looping(instruction: &Instruction, width: Width, mnemonic: Mnemonic) -> Option<Op> {
     macro_rules! by_count {
         ($handler:ident $(, $parameter:ty)*) => {
-            match instruction.code().op_code().address_size() {
+            match Opcode::of(instruction.code()).address_bits {
                 16 => $handler::<$($parameter,)* u16> as Handler,
                 32 => $handler::<$($parameter,)* u32>,
                 _ => $handler::<$($parameter,)* u64>,

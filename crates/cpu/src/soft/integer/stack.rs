@@ -7,6 +7,7 @@ use crate::soft::{
     Core, Fault, Flow, Op,
     core::{Access, Word},
     op::{Handler, Width},
+    opcode::Opcode,
 };
 
 /// Number of the stack pointer.
@@ -63,11 +64,11 @@ pub fn select(instruction: &Instruction, width: Width) -> Option<Op> {
 }
 
 fn enter_bytes(instruction: &Instruction) -> u32 {
-    instruction.code().op_code().operand_size() / 8
+    Opcode::of(instruction.code()).operand_bytes.into()
 }
 
 fn leave_bytes(instruction: &Instruction) -> u32 {
-    instruction.code().op_code().operand_size() / 8
+    Opcode::of(instruction.code()).operand_bytes.into()
 }
 
 /// The bits of the stack pointer that count.

@@ -4,11 +4,16 @@
 //! What depends on the opcode only is found out once and kept ([`Forms`]).
 
 use iced_x86::{
-    Code, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
-    OpCodeOperandKind as K, OpKind, Register,
+    Code, CpuidFeature, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic,
+    OpAccess, OpKind, Register,
 };
 
-use crate::soft::{native::allow, op, vector::Unit};
+use crate::soft::{
+    native::allow,
+    op,
+    opcode::{Opcode, Operand},
+    vector::Unit,
+};
 
 /// A field of an instruction that names a register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -122,8 +127,8 @@ impl Forms {
                 | Mnemonic::Shrd
         );
         let info = self.factory.info(instruction);
-        let opcode = instruction.op_code();
-        form.modrm = opcode.group_index() >= 0;
+        let opcode = Opcode::of(instruction.code());
+        form.modrm = opcode.is_group;
         for operand in 0..instruction.op_count() {
             let written = matches!(
                 info.op_access(operand),
@@ -132,47 +137,33 @@ impl Forms {
                     | OpAccess::ReadWrite
                     | OpAccess::ReadCondWrite
             );
-            let kind = opcode.op_kind(operand);
+            let kind = opcode.operand(operand);
             let field = |byte: bool| Field {
                 general: true,
                 byte,
                 written,
             };
             match kind {
-                K::r8_or_mem => form.rm = field(true),
-                K::r16_or_mem
-                | K::r32_or_mem
-                | K::r64_or_mem
-                | K::r16_rm
-                | K::r32_rm
-                | K::r64_rm => form.rm = field(false),
-                K::r8_reg => form.reg = field(true),
-                K::r16_reg | K::r32_reg | K::r64_reg => form.reg = field(false),
-                K::r32_vvvv | K::r64_vvvv => form.vvvv = field(false),
-                K::r8_opcode => form.opcode = field(true),
-                K::r16_opcode | K::r32_opcode | K::r64_opcode => form.opcode = field(false),
+                Operand::ModRmByte => form.rm = field(true),
+                Operand::ModRm | Operand::ModRmRegister => form.rm = field(false),
+                Operand::RegisterByte => form.reg = field(true),
+                Operand::Register => form.reg = field(false),
+                Operand::Vvvv => form.vvvv = field(false),
+                Operand::OpcodeByte => form.opcode = field(true),
+                Operand::Opcode => form.opcode = field(false),
                 _ => {}
             }
             form.modrm |= matches!(
                 kind,
-                K::mem
-                    | K::r8_or_mem
-                    | K::r16_or_mem
-                    | K::r32_or_mem
-                    | K::r64_or_mem
-                    | K::xmm_or_mem
-                    | K::ymm_or_mem
-                    | K::r8_reg
-                    | K::r16_reg
-                    | K::r32_reg
-                    | K::r64_reg
-                    | K::r16_rm
-                    | K::r32_rm
-                    | K::r64_rm
-                    | K::xmm_reg
-                    | K::xmm_rm
-                    | K::ymm_reg
-                    | K::ymm_rm
+                Operand::Memory
+                    | Operand::ModRmByte
+                    | Operand::ModRm
+                    | Operand::ModRmRegister
+                    | Operand::RegisterByte
+                    | Operand::Register
+                    | Operand::Vector
+                    | Operand::VectorModRm
+                    | Operand::VectorModRmRegister
             );
             if instruction.op_kind(operand) == OpKind::Memory {
                 form.writes_memory = written;
@@ -191,12 +182,12 @@ impl Forms {
 
 /// Whether the operand that may be in memory is written, also where it is a register now.
 fn writes_first(instruction: &Instruction, factory: &mut InstructionInfoFactory) -> bool {
-    let opcode = instruction.op_code();
+    let opcode = Opcode::of(instruction.code());
     let info = factory.info(instruction);
     (0..instruction.op_count()).any(|operand| {
         matches!(
-            opcode.op_kind(operand),
-            K::mem | K::xmm_or_mem | K::ymm_or_mem | K::r32_or_mem | K::r64_or_mem
+            opcode.operand(operand),
+            Operand::Memory | Operand::VectorModRm | Operand::ModRm
         ) && !matches!(
             info.op_access(operand),
             OpAccess::Read | OpAccess::CondRead | OpAccess::None
@@ -269,8 +260,8 @@ fn class(instruction: &Instruction) -> Class {
 }
 
 /// Features of plain integer instructions, which [`allow`] does not list.
-fn is_known(feature: iced_x86::CpuidFeature) -> bool {
-    use iced_x86::CpuidFeature as F;
+fn is_known(feature: CpuidFeature) -> bool {
+    use CpuidFeature as F;
     matches!(
         feature,
         F::INTEL8086
@@ -286,13 +277,19 @@ fn is_known(feature: iced_x86::CpuidFeature) -> bool {
     ) || allow::supports(feature)
 }
 
+fn is_x87(feature: CpuidFeature) -> bool {
+    use CpuidFeature as F;
+    matches!(
+        feature,
+        F::FPU | F::FPU287 | F::FPU287XL_ONLY | F::FPU387 | F::FPU387SL_ONLY
+    )
+}
+
 fn integer(instruction: &Instruction) -> Class {
-    let opcode = instruction.op_code();
-    for operand in 0..instruction.op_count() {
-        match opcode.op_kind(operand) {
-            K::mem_offs | K::seg_reg | K::cr_reg | K::dr_reg | K::tr_reg => return Class::Handler,
-            _ => {}
-        }
+    let opcode = Opcode::of(instruction.code());
+    let mut operands = (0..instruction.op_count()).map(|it| opcode.operand(it));
+    if operands.any(|it| it == Operand::System) {
+        return Class::Handler;
     }
     Class::Computation
 }
@@ -329,19 +326,12 @@ fn is_integer(mnemonic: Mnemonic) -> bool {
 }
 
 fn vector(instruction: &Instruction) -> Class {
-    let opcode = instruction.op_code();
-    for operand in 0..instruction.op_count() {
-        match opcode.op_kind(operand) {
-            K::mm_reg | K::mm_rm | K::mm_or_mem | K::sti_opcode | K::st0 => return Class::Handler,
-            K::seg_rDI | K::seg_rSI | K::es_rDI => return Class::Handler,
-            _ => {}
-        }
+    let opcode = Opcode::of(instruction.code());
+    let mut operands = (0..instruction.op_count()).map(|it| opcode.operand(it));
+    if operands.any(|it| matches!(it, Operand::X87 | Operand::String)) {
+        return Class::Handler;
     }
-    let features = instruction.cpuid_features();
-    if features
-        .iter()
-        .any(|it| format!("{it:?}").starts_with("FPU"))
-    {
+    if instruction.cpuid_features().iter().any(|&it| is_x87(it)) {
         return Class::Handler;
     }
     let unit = match instruction.encoding() {
@@ -351,15 +341,11 @@ fn vector(instruction: &Instruction) -> Class {
     };
     let in_vectors = (0..instruction.op_count()).any(|operand| {
         matches!(
-            opcode.op_kind(operand),
-            K::xmm_reg
-                | K::xmm_rm
-                | K::xmm_vvvv
-                | K::xmm_or_mem
-                | K::ymm_reg
-                | K::ymm_rm
-                | K::ymm_vvvv
-                | K::ymm_or_mem
+            opcode.operand(operand),
+            Operand::Vector
+                | Operand::VectorModRmRegister
+                | Operand::VectorModRm
+                | Operand::VectorVvvv
         )
     });
     if !in_vectors {

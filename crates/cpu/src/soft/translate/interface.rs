@@ -22,6 +22,8 @@ const TARGETS: usize = 1 << 13;
 const OPEN_TARGETS: usize = 1 << 6;
 /// All of them.
 pub(super) const ALL_TARGETS: usize = 2 * TARGETS + OPEN_TARGETS;
+// Their numbers are kept as such.
+const _: () = assert!(ALL_TARGETS <= 1 << 16);
 /// The bits of an address by which it is found among the targets. The lowest two would leave half
 /// of the table to addresses that nothing is at.
 const LOWEST_BIT: u32 = 2;

@@ -163,7 +163,7 @@ pub(super) struct Translator {
     links: Vec<Link>,
     pending: Option<Pending>,
     /// Places among the targets that hold translations, of users and of the supervisor.
-    filled: [Vec<usize>; 2],
+    filled: [Vec<u16>; 2],
     /// [`memory::Pages::changes`] when stale translations were forgotten last.
     seen: u64,
     /// [`super::memory::tlb::Tlb::changes`] when the targets were emptied last.
@@ -308,12 +308,13 @@ impl Translator {
     fn resolve(&mut self, core: &mut Core, way: Way, entry: &Entry) {
         match way {
             Way::Target(slot) => {
-                if core.interface.targets[slot] != self.thunks.miss {
+                let before = std::mem::replace(&mut core.interface.targets[slot], entry.indirect);
+                if before == self.thunks.miss {
+                    let user = slot < target_slot(1, 0);
+                    self.filled[usize::from(!user)].push(slot as u16);
+                } else {
                     core.interface.counters.conflicts += 1;
                 }
-                core.interface.targets[slot] = entry.indirect;
-                let user = slot < target_slot(1, 0);
-                self.filled[usize::from(!user)].push(slot);
             }
             Way::Link(number) => {
                 let Some(link) = self.links.get(number) else {
@@ -345,7 +346,7 @@ impl Translator {
                 if changes[space] != self.tlb_changes[space] {
                     core.interface.counters.retargets += 1;
                     for slot in filled.drain(..) {
-                        core.interface.targets[slot] = self.thunks.miss;
+                        core.interface.targets[usize::from(slot)] = self.thunks.miss;
                     }
                 }
             }
