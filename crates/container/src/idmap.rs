@@ -5,7 +5,7 @@
 //! /etc/subgid. That exec is the only one of the create path, and only of rootless containers.
 
 use std::fmt::Write as _;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
 
 use rustix::fs::{Mode, OFlags};
@@ -98,8 +98,31 @@ pub(crate) fn namespace_of(pid: i32) -> Step<OwnedFd> {
     .ctx("cannot open the user namespace of the container")
 }
 
+/// User namespaces that describe id-mapped mounts, one for each mapping asked for.
+#[derive(Default)]
+pub(crate) struct Namespaces<'a>(Vec<(&'a [IdMapping], &'a [IdMapping], OwnedFd)>);
+
+impl<'a> Namespaces<'a> {
+    /// That with these mappings.
+    pub(crate) fn get(
+        &mut self,
+        uids: &'a [IdMapping],
+        gids: &'a [IdMapping],
+    ) -> Step<BorrowedFd<'_>> {
+        let known = self.0.iter().position(|it| (it.0, it.1) == (uids, gids));
+        let index = match known {
+            Some(index) => index,
+            None => {
+                self.0.push((uids, gids, namespace_for(uids, gids)?));
+                self.0.len() - 1
+            }
+        };
+        Ok(self.0[index].2.as_fd())
+    }
+}
+
 /// A user namespace with these mappings and no process in it: what an id-mapped mount is described by.
-pub(crate) fn namespace_for(uids: &[IdMapping], gids: &[IdMapping]) -> Step<OwnedFd> {
+fn namespace_for(uids: &[IdMapping], gids: &[IdMapping]) -> Step<OwnedFd> {
     let (ours, theirs) = Channel::pair()?;
     // SAFETY: the callers of this crate's `create` are single-threaded; the child only waits and leaves.
     let child = unsafe { sys::clone3(libc::CLONE_NEWUSER as u64, None) }

@@ -28,6 +28,7 @@ use rustix::fs::{CWD, FileType, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::error::{Context, Failure, Step};
+use crate::idmap::Namespaces;
 use crate::spec::{Mount, NamespaceKind, Spec};
 use crate::sys::MountAttr;
 use options::{Options, attr};
@@ -114,6 +115,7 @@ pub(crate) fn plan<'a>(spec: &'a Spec, bundle: &Path, rootfs: &Rootfs) -> Step<P
             libc::MS_SLAVE,
         )?);
     }
+    let mut namespaces = Namespaces::default();
     for mount in &spec.mounts {
         let mut planned = Planned {
             mount,
@@ -128,7 +130,8 @@ pub(crate) fn plan<'a>(spec: &'a Spec, bundle: &Path, rootfs: &Rootfs) -> Step<P
         if now && planned.is_bind() && mount.kind != "cgroup" {
             let own_map = !mount.uid_mappings.is_empty();
             if planned.options.idmap.is_none() || own_map {
-                planned.tree = Some(planned.open_source(bundle, propagation.0, None)?);
+                planned.tree =
+                    Some(planned.open_source(bundle, propagation.0, None, &mut namespaces)?);
             }
         }
         plan.mounts.push(planned);
@@ -161,6 +164,7 @@ pub(crate) fn open_late(
             libc::MS_SLAVE,
         )?);
     }
+    let mut namespaces = Namespaces::default();
     for mount in &spec.mounts {
         let planned = Planned {
             mount,
@@ -168,7 +172,7 @@ pub(crate) fn open_late(
             tree: None,
         };
         if planned.is_late() {
-            late.push(planned.open_source(bundle, propagation, Some(shift))?);
+            late.push(planned.open_source(bundle, propagation, Some(shift), &mut namespaces)?);
         }
     }
     Ok(late)
@@ -331,7 +335,7 @@ fn locate(failure: Failure, destination: &Path) -> Failure {
     }
 }
 
-impl Planned<'_> {
+impl<'a> Planned<'a> {
     fn is_bind(&self) -> bool {
         self.options.bind.is_some() && !self.options.remount
     }
@@ -341,7 +345,13 @@ impl Planned<'_> {
     }
 
     /// Opens a bind's source as a detached tree with its ids mapped.
-    fn open_source(&self, bundle: &Path, propagation: u64, userns: Userns<'_>) -> Step<OwnedFd> {
+    fn open_source(
+        &self,
+        bundle: &Path,
+        propagation: u64,
+        userns: Userns<'_>,
+        namespaces: &mut Namespaces<'a>,
+    ) -> Step<OwnedFd> {
         let source = bundle.join(&self.mount.source);
         let recursive = self.options.bind == Some(true);
         let tree = fs::clone_tree(CWD, &source, recursive).with(|| {
@@ -355,7 +365,6 @@ impl Planned<'_> {
         let Some(deep) = self.options.idmap else {
             return Ok(tree);
         };
-        let own;
         let userns = match userns {
             Some(shift) if self.mount.uid_mappings.is_empty() => shift.userns,
             _ if self.mount.uid_mappings.is_empty() => {
@@ -364,13 +373,7 @@ impl Planned<'_> {
                     "idmap without uidMappings needs a new user namespace",
                 ));
             }
-            _ => {
-                own = crate::idmap::namespace_for(
-                    &self.mount.uid_mappings,
-                    &self.mount.gid_mappings,
-                )?;
-                own.as_fd()
-            }
+            _ => namespaces.get(&self.mount.uid_mappings, &self.mount.gid_mappings)?,
         };
         let attributes = MountAttr {
             set: attr::IDMAP,
@@ -402,7 +405,7 @@ impl Planned<'_> {
         if self.is_bind() && self.mount.kind != "cgroup" {
             let tree = match self.tree.take() {
                 Some(tree) => tree,
-                None => self.open_source(bundle, propagation, None)?,
+                None => self.open_source(bundle, propagation, None, &mut Namespaces::default())?,
             };
             self.attach_bind(root, &tree)?;
             return Ok(None);
