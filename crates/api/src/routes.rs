@@ -359,6 +359,12 @@ pub const ROUTES: &[Route] = &[
         Answer::Json(of::<types::Stats>),
     ),
     get(
+        "instance_cpu_stats",
+        "/v1/instances/{name}/cpu-stats",
+        "What the software CPU that executes it did so far",
+        Answer::Json(of::<types::CpuStats>),
+    ),
+    get(
         "all_stats",
         "/v1/stats",
         "What every running instance uses now",

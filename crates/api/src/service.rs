@@ -16,10 +16,10 @@ use crate::{
     Problem,
     stream::{Attach, Control},
     types::{
-        Check, Event, Image, ImageBuild, ImageDetail, ImageDf, ImageGc, ImagePull, ImagePush,
-        ImageTag, Info, Instance, InstanceCreate, InstanceDetail, Login, LoginCreate, Network,
-        NetworkCreate, Operation, Process, Stats, StopRequest, Token, TokenCreate, TokenCreated,
-        TopRow, Volume, VolumeCreate, WaitFor,
+        Check, CpuStats, Event, Image, ImageBuild, ImageDetail, ImageDf, ImageGc, ImagePull,
+        ImagePush, ImageTag, Info, Instance, InstanceCreate, InstanceDetail, Login, LoginCreate,
+        Network, NetworkCreate, Operation, Process, Stats, StopRequest, Token, TokenCreate,
+        TokenCreated, TopRow, Volume, VolumeCreate, WaitFor,
     },
 };
 
@@ -154,6 +154,7 @@ pub trait Service: Send + Sync + 'static {
     async fn exec_instance(&self, name: &str, process: Process) -> Answer<Socket>;
     async fn instance_logs(&self, name: &str, query: LogQuery) -> Answer<ByteStream>;
     async fn instance_stats(&self, name: &str) -> Answer<Stats>;
+    async fn instance_cpu_stats(&self, name: &str) -> Answer<CpuStats>;
     async fn all_stats(&self) -> Answer<Vec<Stats>>;
     async fn instance_top(&self, name: &str) -> Answer<Vec<TopRow>>;
     async fn get_files(&self, name: &str, path: &str) -> Answer<ByteStream>;

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use api::{
-    Check, Event, Image, ImageBuild, ImageDetail, ImageDf, ImageGc, ImagePull, ImagePush, ImageTag,
-    Info, Instance, InstanceCreate, InstanceDetail, Login, LoginCreate, Network, NetworkCreate,
-    Operation, Process, Stats, StopRequest, Token, TokenCreate, TokenCreated, TopRow, Volume,
-    VolumeCreate, WaitFor,
+    Check, CpuStats, Event, Image, ImageBuild, ImageDetail, ImageDf, ImageGc, ImagePull, ImagePush,
+    ImageTag, Info, Instance, InstanceCreate, InstanceDetail, Login, LoginCreate, Network,
+    NetworkCreate, Operation, Process, Stats, StopRequest, Token, TokenCreate, TokenCreated,
+    TopRow, Volume, VolumeCreate, WaitFor,
     service::{Answer, ByteStream, ExportFormat, InstanceFilter, LogQuery, Service, Socket},
     stream::Attach,
 };
@@ -123,6 +123,10 @@ impl Service for Control {
 
     async fn instance_stats(&self, name: &str) -> Answer<Stats> {
         self.stats(name).await
+    }
+
+    async fn instance_cpu_stats(&self, name: &str) -> Answer<CpuStats> {
+        self.cpu_stats(name).await
     }
 
     async fn all_stats(&self) -> Answer<Vec<Stats>> {

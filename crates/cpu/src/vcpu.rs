@@ -39,8 +39,9 @@ pub trait Partition: Send + Sync {
         None
     }
 
-    /// What the translators of vCPUs that ended did how often, where the backend translates.
-    fn counters(&self) -> Option<Counters> {
+    /// What happened how often on each vCPU so far, in the order they were made in, where the
+    /// backend counts; may be called at any time.
+    fn counters(&self) -> Option<Vec<Counters>> {
         None
     }
 }

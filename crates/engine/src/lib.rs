@@ -139,6 +139,36 @@ pub struct GuestStats {
     pub write_bytes: u64,
 }
 
+/// What the software CPU of a virtual machine did how often since the machine was last booted. What
+/// is counted depends on the version.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CpuStats {
+    /// How often what happened.
+    pub counters: Vec<CpuCounter>,
+    /// Instructions that are not translated, those met most first.
+    pub untranslated: Vec<Untranslated>,
+}
+
+/// How often something happened.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CpuCounter {
+    /// Such as `translations`.
+    pub name: String,
+    /// A sentence for people.
+    pub meaning: String,
+    /// On each vCPU.
+    pub vcpus: Vec<u64>,
+}
+
+/// A form of instruction that the software CPU does not translate.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Untranslated {
+    /// Its name.
+    pub form: String,
+    /// How often it was met in what was translated.
+    pub count: u64,
+}
+
 /// One process of a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestProcessInfo {
@@ -210,6 +240,14 @@ pub trait Engine: Send + Sync + 'static {
     /// # Errors
     /// When looking failed.
     async fn stats(&self, id: InstanceId) -> Result<Option<GuestStats>, EngineError>;
+
+    /// What the software CPU of a virtual machine that runs did so far.
+    ///
+    /// # Errors
+    /// When it does not run, or no software CPU executes it.
+    async fn cpu_stats(&self, id: InstanceId) -> Result<CpuStats, EngineError> {
+        Err(no_machine(id))
+    }
 
     /// Changes the limits of a guest that runs; nothing happens to one that does not.
     ///

@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use super::{ByteStream, Client, Lines, Session, error::Result, request::Call};
 use crate::{
-    Check, Event, Image, ImageBuild, ImageDetail, ImageDf, ImageGc, ImagePull, ImagePush, ImageTag,
-    Info, Instance, InstanceCreate, InstanceDetail, Login, LoginCreate, Network, NetworkCreate,
-    Operation, Process, Stats, StopRequest, Token, TokenCreate, TokenCreated, TopRow, Volume,
-    VolumeCreate, WaitFor, stream::Attach,
+    Check, CpuStats, Event, Image, ImageBuild, ImageDetail, ImageDf, ImageGc, ImagePull, ImagePush,
+    ImageTag, Info, Instance, InstanceCreate, InstanceDetail, Login, LoginCreate, Network,
+    NetworkCreate, Operation, Process, Stats, StopRequest, Token, TokenCreate, TokenCreated,
+    TopRow, Volume, VolumeCreate, WaitFor, stream::Attach,
 };
 
 /// Which events to send.
@@ -237,6 +237,11 @@ impl Client {
 
     pub async fn instance_stats(&self, name: &str) -> Result<Stats> {
         self.document(Call::new("instance_stats", Some(name))).await
+    }
+
+    pub async fn instance_cpu_stats(&self, name: &str) -> Result<CpuStats> {
+        let call = Call::new("instance_cpu_stats", Some(name));
+        self.document(call).await
     }
 
     pub async fn all_stats(&self) -> Result<Vec<Stats>> {

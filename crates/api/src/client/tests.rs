@@ -128,6 +128,7 @@ async fn there_is_a_call_for_every_route() {
     refused(c.exec_instance("web", &Process::default()).await);
     refused(c.instance_logs("web", &LogsQuery::default()).await);
     refused(c.instance_stats("web").await);
+    refused(c.instance_cpu_stats("web").await);
     refused(c.all_stats().await);
     refused(c.instance_top("web").await);
     refused(c.get_files("web", "/a b").await);

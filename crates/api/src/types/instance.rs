@@ -186,6 +186,39 @@ pub struct Stats {
     pub tx_bytes: u64,
 }
 
+/// What the software CPU of a virtual machine did how often since the machine was last booted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CpuStats {
+    /// Identity.
+    pub id: String,
+    /// Name.
+    pub name: String,
+    /// How often what happened. What is counted depends on the version.
+    pub counters: Vec<CpuCounter>,
+    /// Instructions that are not translated, those met most first; not all of them.
+    pub untranslated: Vec<Untranslated>,
+}
+
+/// How often something happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CpuCounter {
+    /// Such as `translations`.
+    pub name: String,
+    /// What is counted, for people.
+    pub meaning: String,
+    /// The number for each vCPU.
+    pub vcpus: Vec<u64>,
+}
+
+/// A form of instruction that the software CPU leaves to its interpreter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Untranslated {
+    /// Its name, such as `Fxsave_m512byte`.
+    pub form: String,
+    /// How often it was met in blocks that were translated, by all vCPUs.
+    pub count: u64,
+}
+
 /// One process inside an instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TopRow {

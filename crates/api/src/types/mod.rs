@@ -15,8 +15,8 @@ pub use image::{
     ImageTag, Recipe, RegistryAuth,
 };
 pub use instance::{
-    Exit, Instance, InstanceCreate, InstanceDetail, Process, Stats, StopRequest, TopRow, Usage,
-    WaitFor,
+    CpuCounter, CpuStats, Exit, Instance, InstanceCreate, InstanceDetail, Process, Stats,
+    StopRequest, TopRow, Untranslated, Usage, WaitFor,
 };
 pub use network::{Lease, Network, NetworkCreate};
 pub use operation::{Operation, OperationState, Progress};

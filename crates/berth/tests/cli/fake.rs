@@ -317,6 +317,14 @@ async fn instance(id: &str, world: &Shared, asked: &Asked) -> Result<Response, P
             "state": "S", "command": "evil \u{1b}]0;title\u{7} name",
         }])),
         "instance_stats" => done(stats(name)),
+        "instance_cpu_stats" => done(json!({
+            "id": name, "name": name,
+            "counters": [
+                {"name": "translations", "meaning": "Blocks translated.", "vcpus": [1200, 34]},
+                {"name": "handlers", "meaning": "Handlers called.", "vcpus": [5, 0]},
+            ],
+            "untranslated": [{"form": "Cpuid", "count": 3}],
+        })),
         other => panic!("{other} has no answer"),
     }
 }

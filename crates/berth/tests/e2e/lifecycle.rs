@@ -259,6 +259,11 @@ fn programs_are_run_inside_and_watched() {
     let stats = daemon.berth(&["stats", "-o", "json", "box"]).unwrap();
     let stats: Value = serde_json::from_str(&stats).unwrap();
     assert!(stats[0]["memory_bytes"].as_u64().unwrap() > 0, "{stats}");
+    let said = daemon.run(&["show", "box", "--cpu-stats"]).unwrap();
+    assert!(
+        said.code == 1 && said.err.contains("\"box\" is a container"),
+        "{said:?}"
+    );
     let found = daemon
         .berth(&["list", "-q", "--filter", "label=tier=web"])
         .unwrap();

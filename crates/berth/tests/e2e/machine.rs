@@ -139,6 +139,7 @@ fn a_machine_is_used_as_a_container_is() {
     });
     assert!(daemon.berth(&["top", "box"]).unwrap().contains("sleep"));
     assert!(daemon.berth(&["list"]).unwrap().contains("box"));
+    what_executes_it_is_counted(&daemon);
 
     // Files, both ways.
     let place = tempfile::tempdir().unwrap();
@@ -156,6 +157,8 @@ fn a_machine_is_used_as_a_container_is() {
     // It stands still, and goes on, with the time that it is.
     daemon.berth(&["pause", "box"]).unwrap();
     assert_eq!(common::status(&daemon, "box"), "paused");
+    let said = daemon.run(&["show", "box", "--cpu-stats"]).unwrap();
+    assert!(said.code == 4 && said.err.contains("paused"), "{said:?}");
     std::thread::sleep(std::time::Duration::from_secs(4));
     let before = seconds_now();
     daemon.berth(&["resume", "box"]).unwrap();
@@ -600,6 +603,55 @@ fn boots_in_a_row_all_come_up_and_go_down() {
         );
         eprintln!("boot {boot}, {cpus} vCPUs: {:.1?}", begun.elapsed());
     }
+}
+
+/// Of the machine `box` with two vCPUs that runs.
+fn what_executes_it_is_counted(daemon: &Daemon) {
+    let said = daemon
+        .run(&["show", "box", "--cpu-stats", "-o", "json"])
+        .unwrap();
+    if said.code != 0 {
+        // Where the processor executes it.
+        assert!(said.err.contains("KVM"), "{said:?}");
+        return;
+    }
+    let counts = |said: &str| -> std::collections::BTreeMap<String, Vec<u64>> {
+        let told: serde_json::Value = serde_json::from_str(said).unwrap();
+        let counters = told["counters"].as_array().unwrap().iter();
+        let counter = |it: &serde_json::Value| {
+            let vcpus = it["vcpus"].as_array().unwrap().iter();
+            let name = it["name"].as_str().unwrap().to_owned();
+            (name, vcpus.map(|it| it.as_u64().unwrap()).collect())
+        };
+        counters.map(counter).collect()
+    };
+    let before = counts(&said.out);
+    assert_eq!(before["translations"].len(), 2);
+    for name in ["translations", "entries", "links", "tlb_fills", "handlers"] {
+        assert!(before[name].iter().all(|it| *it > 0), "{name}: {before:?}");
+    }
+    // It goes on counting, and the table says the same.
+    daemon
+        .berth(&["exec", "box", "sh", "-c", "for i in $(seq 100); do :; done"])
+        .unwrap();
+    let after = counts(
+        &daemon
+            .berth(&["show", "box", "--cpu-stats", "-o", "json"])
+            .unwrap(),
+    );
+    for (name, counts) in &before {
+        let grown = counts
+            .iter()
+            .zip(&after[name])
+            .all(|(before, after)| before <= after);
+        assert!(grown, "{name}: {counts:?}, then {:?}", after[name]);
+    }
+    assert_ne!(before["entries"], after["entries"]);
+    let table = daemon.berth(&["show", "box", "--cpu-stats"]).unwrap();
+    assert!(
+        table.contains("translations") && table.contains("NOT TRANSLATED"),
+        "{table}"
+    );
 }
 
 fn seconds_now() -> u64 {

@@ -1,7 +1,8 @@
 //! What instances use now, and their processes.
 
-use api::{Problem, Stats, TopRow};
-use model::{InstanceStatus, record::InstanceRecord};
+use api::{CpuCounter, CpuStats, ErrorCode, Problem, Stats, TopRow, Untranslated};
+use engine::EngineError;
+use model::{InstanceStatus, Phase, record::InstanceRecord};
 
 use crate::{Control, error::from_engine, wire};
 
@@ -9,7 +10,7 @@ impl Control {
     pub(crate) async fn stats(&self, name: &str) -> Result<Stats, Problem> {
         let record = self.find(name).await?.value;
         let stats = self.stats_of(&record).await?;
-        let not_running = || from_engine(name, engine::EngineError::NotRunning { id: record.id });
+        let not_running = || from_engine(name, EngineError::NotRunning { id: record.id });
         stats.ok_or_else(not_running)
     }
 
@@ -54,6 +55,50 @@ impl Control {
             rx_bytes,
             tx_bytes,
         }))
+    }
+
+    pub(crate) async fn cpu_stats(&self, name: &str) -> Result<CpuStats, Problem> {
+        let record = self.find(name).await?.value;
+        let name = record.name.as_str();
+        if record.spec.machine.is_none() {
+            let text = format!(
+                "instance {name:?} is a container: the host's processor executes it, and nothing is counted"
+            );
+            return Err(Problem::new(ErrorCode::Unsupported, text)
+                .hint("only virtual machines have a software CPU: berth run --vm --accel soft"));
+        }
+        let status = self.status(record.id).await?;
+        if wire::phase(&record, status.as_ref()) == Phase::Paused {
+            let text = format!("instance {name:?} is paused and cannot be asked");
+            return Err(
+                Problem::new(ErrorCode::Conflict, text).hint(format!("berth resume {name}"))
+            );
+        }
+        let seen = self.engine().cpu_stats(record.id).await;
+        let seen = seen.map_err(|error| match error {
+            // It does not run on the software CPU.
+            EngineError::Refused { message } => {
+                let text = format!("instance {name:?}: {message}");
+                Problem::new(ErrorCode::Unsupported, text)
+                    .hint("--accel soft at its creation chooses the software CPU")
+            }
+            error => from_engine(name, error),
+        })?;
+        let counter = |it: engine::CpuCounter| CpuCounter {
+            name: it.name,
+            meaning: it.meaning,
+            vcpus: it.vcpus,
+        };
+        let form = |it: engine::Untranslated| Untranslated {
+            form: it.form,
+            count: it.count,
+        };
+        Ok(CpuStats {
+            id: record.id.to_string(),
+            name: name.to_owned(),
+            counters: seen.counters.into_iter().map(counter).collect(),
+            untranslated: seen.untranslated.into_iter().map(form).collect(),
+        })
     }
 
     /// Bytes received and sent by an instance: what the host's end of its link sent and received.

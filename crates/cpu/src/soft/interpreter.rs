@@ -110,10 +110,10 @@ impl Interpreter {
         Ok(())
     }
 
-    /// What the translator did how often.
+    /// What happened how often.
     #[must_use]
-    pub fn counters(&self) -> &translate::Counters {
-        &self.core.interface.counters
+    pub fn counters(&self) -> translate::Counters {
+        self.core.counters().read()
     }
 
     /// Instructions executed so far. A repeated string instruction counts once per part, and what
@@ -175,7 +175,7 @@ impl Interpreter {
                 return flow;
             }
         }
-        core.interface.counters.interpreted += 1;
+        core.counters().interpreted.increment();
         self.interpret(&block)
     }
 

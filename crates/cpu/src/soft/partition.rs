@@ -89,7 +89,7 @@ impl Partition for SoftPartition {
         Some(self.common.peers.instructions())
     }
 
-    fn counters(&self) -> Option<Counters> {
-        Some(self.common.peers.counters().clone())
+    fn counters(&self) -> Option<Vec<Counters>> {
+        Some(self.common.peers.counters())
     }
 }

@@ -13,7 +13,11 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 
-use super::{Core, lapic::Inbox, translate::Counters};
+use super::{
+    Core,
+    lapic::Inbox,
+    translate::{Cells, Counters},
+};
 
 /// Stands for all pages.
 const ALL: usize = usize::MAX;
@@ -31,6 +35,7 @@ pub struct Peer {
     kicked: AtomicBool,
     /// Instructions executed, as of when it last looked up.
     pub(super) instructions: AtomicU64,
+    counters: Cells,
 }
 
 /// All vCPUs of a partition.
@@ -39,7 +44,6 @@ pub struct Peers {
     all: RwLock<Vec<Arc<Peer>>>,
     asking: Mutex<()>,
     page: AtomicUsize,
-    counters: Mutex<Counters>,
 }
 
 impl Peer {
@@ -64,6 +68,7 @@ impl Peers {
             parked: AtomicBool::new(true),
             kicked: AtomicBool::new(false),
             instructions: AtomicU64::new(0),
+            counters: Cells::default(),
         });
         self.all
             .write()
@@ -80,9 +85,10 @@ impl Peers {
             .sum()
     }
 
-    /// What the translators of vCPUs that ended did how often.
-    pub(super) fn counters(&self) -> MutexGuard<'_, Counters> {
-        self.counters.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What happened how often on each vCPU, also on those that ended.
+    pub(super) fn counters(&self) -> Vec<Counters> {
+        let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
+        all.iter().map(|it| it.counters.read()).collect()
     }
 
     fn try_turn(&self) -> Option<MutexGuard<'_, ()>> {
@@ -130,6 +136,12 @@ impl Peers {
 }
 
 impl Core {
+    /// What it counts.
+    #[inline(always)]
+    pub(super) fn counters(&self) -> &Cells {
+        &self.platform.peer.counters
+    }
+
     /// Marks a page as holding code that blocks are made of: from now on stores to it are seen,
     /// whoever does them. Returns the generation to keep with what is read from it next.
     pub(super) fn mark_code(&mut self, page: usize) -> u32 {

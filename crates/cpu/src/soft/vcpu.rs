@@ -200,8 +200,6 @@ impl Drop for SoftVcpu {
     fn drop(&mut self) {
         let core = &self.interpreter.core;
         core.ram.pages().unwatch(self.attention);
-        let mut sum = core.platform.peers.counters();
-        sum.add(self.interpreter.counters());
     }
 }
 

@@ -36,8 +36,8 @@ use ::container::{PROGRAM_NOT_EXECUTABLE, PROGRAM_NOT_FOUND};
 use async_trait::async_trait;
 use bytes::Bytes;
 use engine::{
-    Capabilities, Changed, Engine, EngineError, Guest, GuestProcess, GuestProcessInfo, GuestState,
-    GuestStats, LogLine, LogRequest, Observed, RootView, Session, Target,
+    Capabilities, Changed, CpuStats, Engine, EngineError, Guest, GuestProcess, GuestProcessInfo,
+    GuestState, GuestStats, LogLine, LogRequest, Observed, RootView, Session, Target,
 };
 use model::{
     InstanceId, Timestamp,
@@ -532,6 +532,26 @@ impl Engine for ContainerEngine {
             .map_err(|error| failed(id, "reading its configuration", error))?;
         let listed = tokio::task::spawn_blocking(move || processes::list(&config.cgroup, pid));
         joined(listed.await).map_err(|error| failed(id, "listing its processes", error))
+    }
+
+    async fn cpu_stats(&self, id: InstanceId) -> Result<CpuStats, EngineError> {
+        let guest = self.guest_dir(id);
+        let refused = |message: &str| EngineError::Refused {
+            message: format!("instance {id} {message}"),
+        };
+        match self.look(id).await?.state {
+            GuestState::Running => {}
+            // Its process stands still, and would not answer.
+            GuestState::Paused => return Err(refused("is paused and cannot be asked; resume it")),
+            _ => return Err(EngineError::NotRunning { id }),
+        }
+        if !machine::is_one(&guest) {
+            return Err(refused(
+                "is a container: the host's processor executes it, and no software CPU counts",
+            ));
+        }
+        let asked = machine::cpu_stats(&guest).await;
+        asked.map_err(|error| unasked(id, error))
     }
 
     async fn read_files(

@@ -7,6 +7,7 @@
 
 use std::{path::Path, time::Duration};
 
+use engine::{CpuCounter, CpuStats, Untranslated};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{
@@ -47,21 +48,57 @@ pub(crate) enum ControlError {
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 enum Reply {
-    Welcome { version: u32 },
+    Welcome {
+        version: u32,
+    },
     Ok,
-    Error { message: String },
+    Error {
+        message: String,
+    },
+    CpuStats {
+        counters: Vec<Counter>,
+        untranslated: Vec<Form>,
+    },
+}
+
+#[derive(Debug, Deserialize)]
+struct Counter {
+    name: String,
+    meaning: String,
+    vcpus: Vec<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Form {
+    form: String,
+    count: u64,
 }
 
 /// Has the process of the machine whose files are in `guest` do something.
 pub(super) async fn order(guest: &Path, request: &Value) -> Result<(), ControlError> {
-    let answer = match asked(guest, request).await {
-        // The guest reset itself just then. Whatever boots it again listens to the same socket.
-        Err(ControlError::Io(_)) => asked(guest, request).await?,
-        answer => answer?,
-    };
-    match answer {
+    match asked_again(guest, request).await? {
         Reply::Ok => Ok(()),
         _ => Err(ControlError::Unexpected),
+    }
+}
+
+/// What the software CPU of the machine whose files are in `guest` did so far.
+pub(crate) async fn cpu_stats(guest: &Path) -> Result<CpuStats, ControlError> {
+    match asked_again(guest, &json!({ "type": "cpu-stats" })).await? {
+        Reply::CpuStats {
+            counters,
+            untranslated,
+        } => Ok(told(counters, untranslated)),
+        _ => Err(ControlError::Unexpected),
+    }
+}
+
+/// Asks, and once more where the guest resets itself just then: whatever boots it again listens to
+/// the same socket.
+async fn asked_again(guest: &Path, question: &Value) -> Result<Reply, ControlError> {
+    match asked(guest, question).await {
+        Err(ControlError::Io(_)) => asked(guest, question).await,
+        answer => answer,
     }
 }
 
@@ -97,5 +134,98 @@ async fn ask(stream: &mut UnixStream, question: &Value) -> Result<Reply, Control
         Ok(Reply::Error { message }) => Err(ControlError::Refused(message)),
         Ok(reply) => Ok(reply),
         Err(_) => Err(ControlError::Unexpected),
+    }
+}
+
+fn told(counters: Vec<Counter>, untranslated: Vec<Form>) -> CpuStats {
+    let counter = |it: Counter| CpuCounter {
+        name: it.name,
+        meaning: it.meaning,
+        vcpus: it.vcpus,
+    };
+    let form = |it: Form| Untranslated {
+        form: it.form,
+        count: it.count,
+    };
+    CpuStats {
+        counters: counters.into_iter().map(counter).collect(),
+        untranslated: untranslated.into_iter().map(form).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::os::unix::net::UnixListener;
+
+    use vmm::control::{Commands, Event, Events, Reply, Request, protocol, serve};
+
+    use super::*;
+
+    /// A machine on the software CPU, or on the processor.
+    struct Machine {
+        soft: bool,
+    }
+
+    impl Commands for Machine {
+        fn name(&self) -> &str {
+            "box"
+        }
+
+        fn call(&mut self, request: &Request) -> Reply {
+            assert_eq!(*request, Request::CpuStats);
+            if !self.soft {
+                let message = "nothing is counted".to_owned();
+                return Reply::Error { message };
+            }
+            Reply::CpuStats(protocol::CpuStats {
+                counters: vec![protocol::Counter {
+                    name: "links".into(),
+                    meaning: "Jumps".into(),
+                    vcpus: vec![1, u64::MAX],
+                }],
+                untranslated: vec![protocol::Untranslated {
+                    form: "Cpuid".into(),
+                    count: 7,
+                }],
+            })
+        }
+    }
+
+    /// What is told of a machine whose process serves its socket with its own code.
+    async fn asked(soft: bool) -> Result<CpuStats, ControlError> {
+        let guest = tempfile::tempdir().unwrap();
+        std::fs::create_dir(super::super::directory(guest.path())).unwrap();
+        let listener = UnixListener::bind(super::super::control_socket(guest.path())).unwrap();
+        let (events, source) = Events::new().unwrap();
+        let server = std::thread::spawn(move || {
+            serve(Some(&listener), &source, &mut Machine { soft });
+        });
+        let told = cpu_stats(guest.path()).await;
+        let reason = vmm::StopReason::Killed;
+        events.send(Event::Stopped { reason });
+        server.join().unwrap();
+        told
+    }
+
+    #[tokio::test]
+    async fn it_is_asked_as_it_answers() {
+        assert_eq!(u64::from(MAX_ANSWER), protocol::MAX_MESSAGE as u64);
+        let told = asked(true).await.unwrap();
+        assert_eq!(told.counters[0].vcpus, [1, u64::MAX]);
+        assert_eq!(
+            (&*told.untranslated[0].form, told.untranslated[0].count),
+            ("Cpuid", 7)
+        );
+        let refused = asked(false).await.unwrap_err();
+        assert!(matches!(&refused, ControlError::Refused(text) if text == "nothing is counted"));
+    }
+
+    #[tokio::test]
+    async fn one_that_does_not_run_is_absent() {
+        let guest = tempfile::tempdir().unwrap();
+        let error = cpu_stats(guest.path()).await.unwrap_err();
+        assert!(matches!(error, ControlError::Absent), "{error:?}");
     }
 }

@@ -5,6 +5,7 @@
 //!                          guests/<id>/vm/ ──────────── /vm inside the jail:
 //!                              vm.json, guest.cpio        what it is, what the guest is told
 //!                              vsock ◀── exec, files, usage: the agent in the guest
+//!                              control ◀── what executes it and how: berth-vmm itself
 //! ```
 //! To all that follows processes, a machine is its process: its control group, its end, its output
 //! and its terminal are those of `berth-vmm`, which passes signals and input on and ends with the
@@ -28,7 +29,7 @@ use std::{
 use model::instance::Limits;
 
 pub(crate) use agent::{Agent, AgentError};
-pub(crate) use control::ControlError;
+pub(crate) use control::{ControlError, cpu_stats};
 pub(crate) use jail::jail;
 pub(crate) use session::{exec, processes};
 

@@ -97,6 +97,10 @@ pub(super) async fn stats(call: Call) -> Result<Reply, Problem> {
     Reply::json(&call.service().instance_stats(&call.name).await?)
 }
 
+pub(super) async fn cpu_stats(call: Call) -> Result<Reply, Problem> {
+    Reply::json(&call.service().instance_cpu_stats(&call.name).await?)
+}
+
 pub(super) async fn all_stats(call: Call) -> Result<Reply, Problem> {
     Reply::json(&call.service().all_stats().await?)
 }

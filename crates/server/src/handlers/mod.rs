@@ -44,6 +44,7 @@ pub(crate) const HANDLERS: &[(&str, Handler)] = handlers! {
     "exec_instance" => streams::exec,
     "instance_logs" => streams::logs,
     "instance_stats" => instances::stats,
+    "instance_cpu_stats" => instances::cpu_stats,
     "all_stats" => instances::all_stats,
     "instance_top" => instances::top,
     "get_files" => streams::get_files,

@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use api::{
-    Check, ErrorCode, Event, Exit, Image, ImageBuild, ImageDetail, ImageDf, ImageGc, ImagePull,
-    ImagePush, ImageTag, Info, Instance, InstanceCreate, InstanceDetail, Login, LoginCreate,
-    Network, NetworkCreate, Operation, Problem, Process, Recipe, Stats, StopRequest, Token,
-    TokenCreate, TokenCreated, TopRow, Verdict, Volume, VolumeCreate, WaitFor,
+    Check, CpuStats, ErrorCode, Event, Exit, Image, ImageBuild, ImageDetail, ImageDf, ImageGc,
+    ImagePull, ImagePush, ImageTag, Info, Instance, InstanceCreate, InstanceDetail, Login,
+    LoginCreate, Network, NetworkCreate, Operation, Problem, Process, Recipe, Stats, StopRequest,
+    Token, TokenCreate, TokenCreated, TopRow, Verdict, Volume, VolumeCreate, WaitFor,
     service::{Answer, ByteStream, ExportFormat, InstanceFilter, LogQuery, Service, Socket},
     stream::Attach,
 };
@@ -378,6 +378,12 @@ impl Service for Fake {
         Ok(made::stats(
             &get(&state.instances, "instance", name)?.instance,
         ))
+    }
+
+    async fn instance_cpu_stats(&self, name: &str) -> Answer<CpuStats> {
+        let state = self.open()?;
+        let instance = &get(&state.instances, "instance", name)?.instance;
+        Ok(made::cpu_stats(instance))
     }
 
     async fn all_stats(&self) -> Answer<Vec<Stats>> {

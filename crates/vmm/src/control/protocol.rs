@@ -9,8 +9,8 @@ use crate::exit::StopReason;
 
 /// The version spoken here.
 pub const VERSION: u32 = 1;
-/// The longest message, in bytes.
-pub const MAX_MESSAGE: usize = 64 << 10;
+/// The longest message, in bytes: [`CpuStats`] of as many vCPUs as a machine may have.
+pub const MAX_MESSAGE: usize = 256 << 10;
 const HEADER: usize = 4;
 
 /// What a client asks.
@@ -36,6 +36,8 @@ pub enum Request {
     Kill,
     /// Answer: [`Reply::Stats`].
     Stats,
+    /// Answer: [`Reply::CpuStats`], or an error where the hardware executes the vCPUs.
+    CpuStats,
     /// Changes limits while it runs.
     SetLimits(Limits),
     /// From now on events come on this connection.
@@ -107,6 +109,8 @@ pub enum Reply {
     Status(Status),
     /// To [`Request::Stats`].
     Stats(Stats),
+    /// To [`Request::CpuStats`].
+    CpuStats(CpuStats),
     /// After [`Request::Subscribe`], at any time.
     Event(Event),
 }
@@ -164,6 +168,40 @@ pub struct Stats {
 pub struct VcpuStats {
     /// Of the host.
     pub cpu_time_ns: u64,
+}
+
+/// What the software CPU did how often since the machine was last booted. What is counted depends
+/// on the version.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuStats {
+    /// How often what happened.
+    pub counters: Vec<Counter>,
+    /// Forms of instructions that are translated into a call of the interpreter, and how often all
+    /// vCPUs met one in what they translated; most frequent first, [`MAX_UNTRANSLATED`] at most.
+    pub untranslated: Vec<Untranslated>,
+}
+
+/// How many entries [`CpuStats::untranslated`] has at most.
+pub const MAX_UNTRANSLATED: usize = 64;
+
+/// How often something happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counter {
+    /// Such as `translations`.
+    pub name: String,
+    /// A sentence for people.
+    pub meaning: String,
+    /// On each vCPU.
+    pub vcpus: Vec<u64>,
+}
+
+/// A form of instruction that is not translated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Untranslated {
+    /// Its name, such as `Fxsave_m512byte`.
+    pub form: String,
+    /// How often it was met.
+    pub count: u64,
 }
 
 /// What happened.

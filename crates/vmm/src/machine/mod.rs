@@ -12,6 +12,7 @@
 //! [`crate::process`]): nothing of the guest is left in it. Nothing here opens a file.
 
 mod accel;
+mod cpu_stats;
 mod gate;
 mod platform;
 mod vcpu;
@@ -35,7 +36,7 @@ use crate::{
     boot::{self, Boot, BootError, Kernel, KernelError},
     bus::{BusBuilder, Overlap},
     console::Output,
-    control::protocol::{Limits, Stats, VcpuStats},
+    control::protocol::{CpuStats, Limits, Stats, VcpuStats},
     jail::ThreadKind,
     resources::Resources,
 };
@@ -236,6 +237,12 @@ impl Machine {
         }
     }
 
+    /// What the software CPU did so far; `None` where the hardware executes the vCPUs.
+    #[must_use]
+    pub fn cpu_stats(&self) -> Option<CpuStats> {
+        self.partition.counters().map(|it| cpu_stats::of(&it))
+    }
+
     /// Changes limits; what cannot be changed is told, the rest is.
     ///
     /// # Errors
@@ -285,14 +292,14 @@ impl Machine {
         Ok(())
     }
 
-    /// Waits for the ends of the vCPUs' threads, after [`Gate::stop`]. Returns what the translators
-    /// of the software CPU did.
+    /// Waits for the ends of the vCPUs' threads, after [`Gate::stop`]. Returns what the software CPU
+    /// did, over all vCPUs.
     pub fn join(self) -> Option<Counters> {
         self.virtio.pause();
         for thread in self.threads {
             thread.join();
         }
-        self.partition.counters()
+        self.partition.counters().map(|it| cpu_stats::sum(&it))
     }
 }
 

@@ -305,6 +305,14 @@ impl Commands for Running {
         match request {
             Request::Status => Reply::Status(self.status()),
             Request::Stats => Reply::Stats(self.machine.stats()),
+            Request::CpuStats => match self.machine.cpu_stats() {
+                Some(stats) => Reply::CpuStats(stats),
+                None => error(
+                    "the processor executes the machine by KVM, and what it does is not counted; only \
+                     the software CPU counts"
+                        .into(),
+                ),
+            },
             Request::Pause => self.change(|| self.machine.pause()),
             Request::Resume => self.change(|| self.machine.resume()),
             Request::Stop if self.state() == RunState::Paused => {

@@ -7,6 +7,7 @@ use crate::cli::{
     Context, complete,
     exit::Outcome,
     human,
+    instance::cpu_stats,
     output::{self, Column, ListArgs, Row, ShowArgs, column, wide},
     parse::port,
     suggest::{Noun, on_missing},
@@ -100,6 +101,10 @@ pub async fn list(cx: &Context, args: &ListArgs) -> Outcome {
 pub struct ShowInstanceArgs {
     #[command(flatten)]
     show: ShowArgs,
+    /// Show what the software CPU of a virtual machine counts, such as what it translated and why it
+    /// left that; -o wide for each vCPU
+    #[arg(long)]
+    cpu_stats: bool,
     /// The instance, by name, id, or the beginning of an id
     #[arg(add = complete::instances())]
     name: String,
@@ -109,6 +114,9 @@ impl ShowInstanceArgs {
     /// Shows one instance.
     pub async fn run(self, cx: &Context) -> Outcome {
         let detail = find(cx, &self.name).await?;
+        if self.cpu_stats {
+            return cpu_stats::show(cx, self.show, &detail.instance.name).await;
+        }
         output::one(cx, self.show, &detail.instance.name, &detail, describe)
     }
 }

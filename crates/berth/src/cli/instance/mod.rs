@@ -2,6 +2,7 @@
 
 mod boot;
 pub mod console;
+mod cpu_stats;
 pub mod create;
 pub mod edit;
 pub mod exec;

@@ -122,6 +122,16 @@ impl Core {
     #[cold]
     #[inline(never)]
     fn find_slow(&mut self, linear: u64, bytes: usize, access: Access) -> Result<Place, Fault> {
+        self.counters().tlb_misses.increment();
+        let found = self.look_up(linear, bytes, access);
+        if found.is_err() {
+            self.counters().faults.increment();
+        }
+        found
+    }
+
+    /// Walks the page tables, and enters what it finds into the buffer.
+    fn look_up(&mut self, linear: u64, bytes: usize, access: Access) -> Result<Place, Fault> {
         let mut last = linear.wrapping_add(bytes as u64 - 1);
         if self.width != Width::Code64 && linear <= u64::from(u32::MAX) {
             // Linear addresses have 32 bits outside 64-bit code.
@@ -134,9 +144,11 @@ impl Core {
         let first = self.translate(linear, access, context)?;
         if linear & !(PAGE - 1) != last & !(PAGE - 1) {
             let second = self.translate(last & !(PAGE - 1), access, context)?;
+            self.counters().crossings.increment();
             return Ok(Place::Split(first.physical, second.physical));
         }
         let Some((host, page)) = self.ram.host(first.physical) else {
+            self.counters().device_accesses.increment();
             return Ok(Place::Device(first.physical));
         };
         if access == Access::Write {
@@ -157,6 +169,11 @@ impl Core {
                 && !pages.is_code(page)
                 && (!pages.is_logging() || pages.is_dirty(page)),
         };
+        let counters = self.counters();
+        match access {
+            Access::Write if !fill.writable => counters.watched_stores.increment(),
+            _ => counters.tlb_fills.increment(),
+        }
         self.tlb.fill_data(context, &fill);
         Ok(Place::Ram(host))
     }
@@ -223,6 +240,7 @@ impl Core {
         if !is_canonical(linear) {
             return Err(Fault::GP0);
         }
+        self.counters().tlb_code_misses.increment();
         let context = self.tlb.context();
         let found = self.translate(linear, Access::Execute, context)?;
         let Some((host, page)) = self.ram.host(found.physical) else {

@@ -14,7 +14,7 @@ use crate::soft::{
     vector::Vector,
 };
 
-use super::{counters::Counters, mode::Mode};
+use super::mode::Mode;
 
 /// Targets of indirect and distant jumps of users, and of the supervisor.
 const TARGETS: usize = 1 << 13;
@@ -80,8 +80,6 @@ pub(in crate::soft) struct Interface {
     pub(super) changes: [u32; 2],
     /// Pages of code that this vCPU wrote to since the translator last looked, or some of them.
     pub(super) written: Vec<usize>,
-    /// What happened how often.
-    pub(in crate::soft) counters: Counters,
 }
 
 impl Default for Interface {
@@ -106,7 +104,6 @@ impl Default for Interface {
             mode: Mode::default(),
             changes: [0; 2],
             written: Vec::new(),
-            counters: Counters::default(),
         }
     }
 }
@@ -245,7 +242,7 @@ pub(super) unsafe extern "sysv64" fn call_handler(core: *mut Core, op: *const Op
     // that live as long as it does.
     let (core, op) = unsafe { (&mut *core, &*op) };
     core.take_mxcsr();
-    core.interface.counters.handlers += 1;
+    core.counters().handlers.increment();
     let outcome = (op.run)(core, op);
     let Ok(flow) = outcome else {
         return core.leave_translated(outcome);

@@ -15,7 +15,8 @@
 //! - [`emit`]: writes bytes; [`operand`]: writes what finds an operand; [`block`]: writes a block;
 //!   [`stack`] and [`system`]: write what of it pushes, pops, needs privilege or may fault;
 //! - [`mode`]: what a translation takes for granted;
-//! - [`thunks`], [`interface`]: the way in and out; [`cache`]: the memory of code.
+//! - [`thunks`], [`interface`]: the way in and out; [`cache`]: the memory of code;
+//! - [`counters`]: what happened how often.
 //!
 //! [`Translator`] owns the translations of one vCPU. [`super::Interpreter`] asks it before it runs
 //! a block itself, and tells it which blocks are hot.
@@ -52,6 +53,7 @@ use std::{
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
+pub(in crate::soft) use counters::Cells;
 pub use counters::Counters;
 
 use self::{
@@ -267,7 +269,7 @@ impl Translator {
             self.resolve(core, pending.way, &entry);
         }
         core.prepare_translated(attention, mode);
-        core.interface.counters.entries += 1;
+        core.counters().entries.increment();
         // SAFETY: the thunk is called as it is made for, with an entry of a translation that is
         // not stale; it changes what the guest may change, by way of the core.
         unsafe {
@@ -284,19 +286,19 @@ impl Translator {
         let rip = core.rip();
         let pending = |way| Some(Pending { way, rip, mode });
         let reason = core.interface.exit;
-        let counters = &mut core.interface.counters;
+        let counters = core.counters();
         match reason {
             exit::HANDLER => {
-                counters.left += 1;
+                counters.left.increment();
                 return core.interface.outcome;
             }
             exit::MISS => {
-                counters.misses += 1;
+                counters.misses.increment();
                 self.pending = pending(Way::Target(target_slot(mode.context(), rip)));
             }
-            exit::ATTENTION => counters.attention += 1,
+            exit::ATTENTION => counters.attention.increment(),
             link => {
-                counters.unlinked += 1;
+                counters.unlinked.increment();
                 self.pending = pending(Way::Link((link - exit::LINK) as usize));
             }
         }
@@ -313,7 +315,7 @@ impl Translator {
                     let user = slot < target_slot(1, 0);
                     self.filled[usize::from(!user)].push(slot as u16);
                 } else {
-                    core.interface.counters.conflicts += 1;
+                    core.counters().conflicts.increment();
                 }
             }
             Way::Link(number) => {
@@ -329,7 +331,7 @@ impl Translator {
                 let end = self.memory.address() + at + 4;
                 let displacement = target.wrapping_sub(end) as u32;
                 self.memory.write(at, &displacement.to_le_bytes());
-                core.interface.counters.links += 1;
+                core.counters().links.increment();
             }
         }
     }
@@ -344,7 +346,7 @@ impl Translator {
         if changes != self.tlb_changes {
             for (space, filled) in self.filled.iter_mut().enumerate() {
                 if changes[space] != self.tlb_changes[space] {
-                    core.interface.counters.retargets += 1;
+                    core.counters().retargets.increment();
                     for slot in filled.drain(..) {
                         core.interface.targets[usize::from(slot)] = self.thunks.miss;
                     }
@@ -358,7 +360,7 @@ impl Translator {
 
     /// Lets all targets lead out.
     fn empty_targets(&mut self, core: &mut Core) {
-        core.interface.counters.retargets += 1;
+        core.counters().retargets.increment();
         core.interface.targets.fill(self.thunks.miss);
         self.filled = [Vec::new(), Vec::new()];
         self.pending = None;
@@ -386,7 +388,7 @@ impl Translator {
                 continue;
             }
             for key in self.pages.remove(&number).map_or(Vec::new(), |it| it.keys) {
-                core.interface.counters.stale += 1;
+                core.counters().stale.increment();
                 if let Some(entry) = self.entries.remove(&key) {
                     self.bar(&entry);
                 }
@@ -421,7 +423,7 @@ impl Translator {
 
     /// Forgets all.
     fn forget(&mut self, core: &mut Core) {
-        core.interface.counters.flushes += 1;
+        core.counters().flushes.increment();
         self.empty_targets(core);
         self.entries.clear();
         self.pages.clear();
@@ -524,15 +526,15 @@ impl Translator {
                 }
             }
         }
-        let counters = &mut core.interface.counters;
+        let counters = core.counters();
         for &index in &writer.untranslated {
-            let name = format!("{:?}", source.instructions[index].code());
-            *counters.untranslated.entry(name).or_default() += 1;
+            counters.note_untranslated(format!("{:?}", source.instructions[index].code()));
         }
         let length = self.code.len();
-        counters.translations += 1;
-        counters.instructions += source.instructions.len() as u64;
-        counters.host_bytes += length as u64;
+        counters.translations.increment();
+        let instructions = source.instructions.len() as u64;
+        counters.translated_instructions.add(instructions);
+        counters.host_bytes.add(length as u64);
         self.memory.write(self.used, self.code.bytes());
         self.used = (self.used + length).next_multiple_of(16);
         self.entries.insert(key, entry);
