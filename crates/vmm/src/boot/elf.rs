@@ -26,6 +26,8 @@ pub struct Segment {
     pub file_bytes: u64,
     /// Guest physical address.
     pub address: u64,
+    /// The address the kernel itself knows it by, once it runs.
+    pub linear: u64,
     /// Bytes it takes there; what the file does not have is zero.
     pub memory_bytes: u64,
 }
@@ -77,6 +79,7 @@ impl Elf {
                 offset: u64_at(header, 8),
                 file_bytes: u64_at(header, 32),
                 address: u64_at(header, 24),
+                linear: u64_at(header, 16),
                 memory_bytes: u64_at(header, 40),
             };
             let kind = u32_at(header, 0);

@@ -216,6 +216,7 @@ fn load_raw(image: &BzImage, bytes: &[u8], ram: &Ram) -> Result<Loaded, KernelEr
         offset: start as u64,
         file_bytes: length,
         address: image.preferred_address,
+        linear: image.preferred_address,
         memory_bytes: length.max(u64::from(image.init_bytes)),
     };
     place(bytes, &segment, ram)?;

@@ -2,12 +2,12 @@
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
 
-use super::super::{Core, Fault, Op, select::select};
+use super::super::{Core, Fault, Op, op::Width, select::select};
 
 /// Instructions of a block at most.
 pub const MOST_OPS: usize = 64;
 /// Bytes decoded for a block at most, and with room for an instruction's rest on the next page.
-const MOST_BYTES: usize = 512;
+pub(in crate::soft) const MOST_BYTES: usize = 512;
 /// An instruction has at most so many bytes.
 const LONGEST: usize = 15;
 
@@ -27,7 +27,7 @@ pub fn decode(
     let in_page = 0x1000 - (linear & 0xfff) as usize;
     let length = in_page.min(MOST_BYTES);
     copy(host, &mut bytes[..length]);
-    if append(core, &bytes[..length], ops) > 0 {
+    if append(core.width, &bytes[..length], ops) > 0 {
         return Ok(None);
     }
     // Not even one instruction: it goes on in the next page.
@@ -37,7 +37,7 @@ pub fn decode(
     let generation = core.mark_code(page);
     copy(host, &mut bytes[length..length + LONGEST]);
     let before = ops.len();
-    append(core, &bytes[..length + LONGEST], ops);
+    append(core.width, &bytes[..length + LONGEST], ops);
     ops.truncate(before + 1);
     Ok(Some((u32::try_from(page).unwrap_or(u32::MAX), generation)))
 }
@@ -51,8 +51,8 @@ fn copy(host: u64, bytes: &mut [u8]) {
 }
 
 /// Appends operations up to the end of the block or of the bytes; returns how many.
-fn append(core: &Core, bytes: &[u8], ops: &mut Vec<Op>) -> usize {
-    let mut decoder = Decoder::new(core.width.bits(), bytes, DecoderOptions::NONE);
+pub(in crate::soft) fn append(width: Width, bytes: &[u8], ops: &mut Vec<Op>) -> usize {
+    let mut decoder = Decoder::new(width.bits(), bytes, DecoderOptions::NONE);
     let mut instruction = Instruction::default();
     let mut count = 0;
     while count < MOST_OPS && decoder.can_decode() {
@@ -60,7 +60,7 @@ fn append(core: &Core, bytes: &[u8], ops: &mut Vec<Op>) -> usize {
         if decoder.last_error() == DecoderError::NoMoreBytes {
             break;
         }
-        ops.push(select(&instruction, core.width));
+        ops.push(select(&instruction, width));
         count += 1;
         if instruction.flow_control() != FlowControl::Next {
             break;

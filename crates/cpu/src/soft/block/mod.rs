@@ -13,7 +13,7 @@
 //! everything is forgotten at once. The budget follows what the guest runs: it is doubled when it
 //! was filled so soon that decoding counts, and given back when it lasted long.
 
-mod decode;
+pub(in crate::soft) mod decode;
 
 use std::{
     collections::HashMap,

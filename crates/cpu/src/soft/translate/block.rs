@@ -92,7 +92,7 @@ pub(super) struct Writer<'a> {
     /// Operations whose handlers are called, which stay where they are.
     kept: &'a mut Vec<Op>,
     /// For each instruction, where its operation is kept, if it is.
-    kept_at: Vec<Option<u64>>,
+    pub(super) kept_at: Vec<Option<u64>>,
     /// For each instruction, whether flags are of use before it.
     pub(super) live: Vec<bool>,
     pub(super) slow: Vec<Slow>,
@@ -157,8 +157,26 @@ impl<'a> Writer<'a> {
         kept: &'a mut Vec<Op>,
     ) -> (Self, Entry) {
         let all: Vec<Form> = source.instructions.iter().map(|it| forms.get(it)).collect();
+        let (mut writer, entry) = Self::begin(code, thunks, source, &all, kept);
+        let mut index = 0;
+        while index < all.len() {
+            index += writer.next(&all, index);
+        }
+        writer.end(&all);
+        writer.slow_paths();
+        (writer, entry)
+    }
+
+    /// Writes the ways in.
+    pub(super) fn begin(
+        code: &'a mut Assembler,
+        thunks: Thunks,
+        source: &'a Source<'a>,
+        forms: &[Form],
+        kept: &'a mut Vec<Op>,
+    ) -> (Self, Entry) {
         let mut writer = Self {
-            live: liveness(source.instructions, &all),
+            live: liveness(source.instructions, forms),
             code,
             thunks,
             source,
@@ -170,19 +188,18 @@ impl<'a> Writer<'a> {
             untranslated: Vec::new(),
         };
         let entry = writer.entries();
-        let mut index = 0;
-        while index < all.len() {
-            index += match writer.stack_run(&all[index..], index) {
-                0 => {
-                    writer.instruction(index, &all[index]);
-                    1
-                }
-                count => count,
-            };
-        }
-        writer.end(all.last().map_or(Class::Handler, |it| it.class));
-        writer.slow_paths();
         (writer, entry)
+    }
+
+    /// Writes the instruction with this number, or the run that begins with it; of how many.
+    pub(super) fn next(&mut self, forms: &[Form], index: usize) -> usize {
+        match self.stack_run(&forms[index..], index) {
+            0 => {
+                self.instruction(index, &forms[index]);
+                1
+            }
+            count => count,
+        }
     }
 
     fn entries(&mut self) -> Entry {
@@ -527,7 +544,9 @@ impl<'a> Writer<'a> {
         self.code.gs_indexed(false, &[0xff], 4, S1, targets);
     }
 
-    fn end(&mut self, class: Class) {
+    /// Writes what follows the last instruction.
+    pub(super) fn end(&mut self, forms: &[Form]) {
+        let class = forms.last().map_or(Class::Handler, |it| it.class);
         let last = self.source.instructions.len() - 1;
         let untranslated = self.untranslated.last() == Some(&last);
         let instruction = &self.source.instructions[last];
@@ -587,7 +606,8 @@ impl<'a> Writer<'a> {
             .gs(false, &[0xff], 4, super::interface::target(slot));
     }
 
-    fn slow_paths(&mut self) {
+    /// Writes the slow paths, behind all else.
+    pub(super) fn slow_paths(&mut self) {
         for slow in std::mem::take(&mut self.slow) {
             self.code.land(slow.jump);
             match slow.kind {

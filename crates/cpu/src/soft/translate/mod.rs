@@ -16,7 +16,7 @@
 //!   [`stack`] and [`system`]: write what of it pushes, pops, needs privilege or may fault;
 //! - [`mode`]: what a translation takes for granted;
 //! - [`thunks`], [`interface`]: the way in and out; [`cache`]: the memory of code;
-//! - [`counters`]: what happened how often.
+//! - [`counters`]: what happened how often; [`view`]: a block, for people.
 //!
 //! [`Translator`] owns the translations of one vCPU. [`super::Interpreter`] asks it before it runs
 //! a block itself, and tells it which blocks are hot.
@@ -42,6 +42,7 @@ mod system;
 #[cfg(test)]
 mod tests;
 mod thunks;
+pub mod view;
 
 use std::{
     collections::HashMap,

@@ -36,6 +36,16 @@ impl Mode {
         )
     }
 
+    /// That of ordinary code of the supervisor, or of users.
+    pub(super) fn usual(user: bool) -> Self {
+        let who = if user {
+            Context::User as u8
+        } else {
+            Context::Supervisor as u8 | RING_0
+        };
+        Self(who | SSE | AVX | AS_HOST | CLOCK)
+    }
+
     /// As a number under 128.
     pub(super) fn number(self) -> u8 {
         self.0

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod block;
 mod boot;
 mod terminal;
 
@@ -53,6 +54,8 @@ enum Command {
     Probe,
     /// Boot a kernel in the foreground, with the serial console on this terminal
     Boot(Box<boot::Arguments>),
+    /// Show how the software CPU translates a block of code
+    Block(block::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
     let ended = match (cli.command, cli.run) {
         (Some(Command::Boot(arguments)), _) => boot::run(&arguments, since).map(tell),
         (Some(Command::Probe), _) => probe(),
+        (Some(Command::Block(arguments)), _) => block::run(&arguments),
         (None, Some(run)) => run.supervise(since),
         (None, None) => Err("nothing to run: give --config FILE, or boot".into()),
     };
