@@ -11,6 +11,7 @@ use cpu::{
         self, Core, Fault, Flow, Interpreter, interpreter::Outcome, op::RIP, vector::VectorState,
     },
 };
+use iced_x86::{Decoder, DecoderOptions, Instruction};
 use memory::Ram;
 
 pub const PAGE: u64 = 0x1000;
@@ -204,6 +205,15 @@ impl Guest {
 
     /// Runs until `hlt` or a fault; `None` when it does not come to an end within some thousand instructions.
     pub fn run(&mut self, start: &State) -> Option<End> {
+        self.prepare(start);
+        let fault = match self.tier {
+            Tier::Zero => self.step()?,
+            Tier::One | Tier::Lockstep => self.translated(),
+        };
+        Some(self.end(fault))
+    }
+
+    fn prepare(&mut self, start: &State) {
         self.device.0.lock().unwrap().clear();
         let core = &mut self.interpreter.core;
         core.regs[..16].copy_from_slice(&start.regs);
@@ -211,15 +221,14 @@ impl Guest {
         core.flags.set(start.flags);
         core.vector.state = start.vector.clone();
         core.control.cr2 = 0;
-        let fault = match self.tier {
-            Tier::Zero => self.step()?,
-            Tier::One | Tier::Lockstep => self.translated(),
-        };
+    }
+
+    fn end(&mut self, fault: Option<Fault>) -> End {
         let core = &mut self.interpreter.core;
         let lost = if fault.is_some() { 0x8d5 } else { 0 };
         let mut regs = [0; 16];
         regs.copy_from_slice(&core.regs[..16]);
-        Some(End {
+        End {
             fault,
             regs,
             rip: core.rip(),
@@ -229,7 +238,7 @@ impl Guest {
             memory: self.data(),
             code: self.code(),
             touches: std::mem::take(&mut self.device.0.lock().unwrap()),
-        })
+        }
     }
 
     /// How often a block was run by both tiers.
@@ -240,6 +249,27 @@ impl Guest {
     /// How many blocks were translated.
     pub fn translations(&self) -> u64 {
         self.interpreter.counters().translations
+    }
+
+    /// The instructions of a run, as they are when they are executed: programs write over themselves, and jump into the
+    /// middle of what was meant as an instruction.
+    pub fn trace(&mut self, start: &State) -> Vec<Instruction> {
+        self.prepare(start);
+        let mut executed = Vec::new();
+        for _ in 0..20_000 {
+            let core = &mut self.interpreter.core;
+            let (rip, mut bytes) = (core.rip(), [0; 15]);
+            let room = (PAGE - rip % PAGE).min(15) as usize;
+            // Code and data lie where they seem to.
+            core.physical_read(rip, &mut bytes[..room]);
+            executed.push(Decoder::with_ip(64, &bytes, rip, DecoderOptions::NONE).decode());
+            match self.interpreter.step() {
+                Ok(Flow::Sync) if self.halted() => break,
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        executed
     }
 
     fn step(&mut self) -> Option<Option<Fault>> {
