@@ -61,7 +61,8 @@ impl From<Table> for TableState {
 
 impl Core {
     /// Everything, as a saved state holds it.
-    pub(super) fn state(&self) -> VcpuState {
+    #[must_use]
+    pub fn state(&self) -> VcpuState {
         let apic = self.platform.apic.state();
         let mut general = [0; 16];
         general.copy_from_slice(&self.regs[..16]);

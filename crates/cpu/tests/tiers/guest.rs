@@ -10,6 +10,7 @@ use cpu::{
     soft::{
         self, Core, Fault, Flow, Interpreter, interpreter::Outcome, op::RIP, vector::VectorState,
     },
+    state::{ControlRegisters, Segments},
 };
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use memory::Ram;
@@ -80,6 +81,15 @@ pub struct State {
     pub vector: VectorState,
 }
 
+/// What programs are not meant to change. Those that go astray do: they write over themselves, and execute what comes of
+/// it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct System {
+    segments: Segments,
+    control: ControlRegisters,
+    msrs: Vec<(u32, u64)>,
+}
+
 /// What a run came to.
 #[derive(Debug, PartialEq)]
 pub struct End {
@@ -90,6 +100,7 @@ pub struct End {
     pub flags: u64,
     pub vector: VectorState,
     pub cr2: u64,
+    pub system: System,
     pub memory: Vec<u8>,
     pub code: Vec<u8>,
     pub touches: Vec<Touch>,
@@ -235,9 +246,23 @@ impl Guest {
             flags: core.flags.get() & !lost,
             vector: core.vector.state.clone(),
             cr2: core.control.cr2,
+            system: self.system(),
             memory: self.data(),
             code: self.code(),
             touches: std::mem::take(&mut self.device.0.lock().unwrap()),
+        }
+    }
+
+    /// What of it is not put back before each run.
+    pub fn system(&self) -> System {
+        const TSC: u32 = 0x10;
+        let mut state = self.interpreter.core.state();
+        state.msrs.retain(|(msr, _)| *msr != TSC);
+        state.control.cr2 = 0;
+        System {
+            segments: state.segments,
+            control: state.control,
+            msrs: state.msrs,
         }
     }
 
