@@ -16,6 +16,7 @@ mod cgroupfs;
 mod copy_up;
 pub(crate) mod devices;
 pub(crate) mod fs;
+mod layers;
 pub(crate) mod options;
 pub(crate) mod protect;
 pub(crate) mod rootfs;

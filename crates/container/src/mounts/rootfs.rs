@@ -4,16 +4,15 @@
 //! and becomes the root of the child's own mount namespace. On the host nothing is ever mounted, so
 //! nothing can be left behind by a crash at any point.
 
-use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{FsOpenFlags, UnmountFlags, fsconfig_set_fd, fsconfig_set_string, fsopen};
+use rustix::mount::{FsOpenFlags, UnmountFlags, fsconfig_set_string, fsopen};
 
-use super::fs;
 use super::options::attr;
+use super::{fs, layers};
 use crate::error::{Context, Failure, Step};
 use crate::sys::MountAttr;
 
@@ -100,23 +99,43 @@ impl Overlay {
             ));
         }
         let shift = if self.idmap { userns } else { None };
+        // The kernel clones each mount when the overlay is made: until then none may be let go.
+        let mut trees = Vec::with_capacity(self.lower.len());
+        for layer in &self.lower {
+            trees.push(layer_tree(layer, shift, true)?);
+        }
+        let upper = match (&self.upper, &self.work) {
+            (Some(upper), Some(work)) => {
+                // Both must be reached through one mount, or the kernel refuses.
+                let parent = common_parent(upper, work);
+                let tree = layer_tree(&parent, shift, false)?;
+                let both = [below(&tree, &parent, upper)?, below(&tree, &parent, work)?];
+                Some((tree, both))
+            }
+            _ => None,
+        };
+        let both = upper.as_ref().map(|(_, both)| both);
+        match self.make(&trees, both, shift) {
+            Err(failure) if layers::may_be_detached(&failure) => {
+                let writable = upper.as_ref().map(|(tree, _)| tree);
+                layers::with_attached(trees.iter().chain(writable), || {
+                    self.make(&trees, both, shift)
+                })
+            }
+            made => made,
+        }
+    }
+
+    /// Makes it of its layers, opened, and its upper and work directory.
+    fn make(
+        &self,
+        lower: &[OwnedFd],
+        upper_and_work: Option<&[OwnedFd; 2]>,
+        shift: Userns<'_>,
+    ) -> Step<OwnedFd> {
         let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
             .map_err(|errno| fs::explain("overlay", None, errno))?;
-        // The kernel clones each mount when the overlay is made: until then none may be let go.
-        let mut trees = Vec::with_capacity(self.lower.len() + 1);
-        for layer in &self.lower {
-            let tree = layer_tree(layer, shift, true)?;
-            set_layer(&context, "lowerdir+", &tree)?;
-            trees.push(tree);
-        }
-        if let (Some(upper), Some(work)) = (&self.upper, &self.work) {
-            // Both must be reached through one mount, or the kernel refuses.
-            let parent = common_parent(upper, work);
-            let tree = layer_tree(&parent, shift, false)?;
-            set_layer(&context, "upperdir", &below(&tree, &parent, upper)?)?;
-            set_layer(&context, "workdir", &below(&tree, &parent, work)?)?;
-            trees.push(tree);
-        }
+        let names = layers::give(&context, lower, upper_and_work)?;
         for option in &self.options {
             let (key, value) = option.split_once('=').unwrap_or((option, ""));
             match value {
@@ -131,7 +150,7 @@ impl Overlay {
             .map(|shift| crate::caps::ActAs::files_of(shift.root))
             .transpose()?;
         let made = fs::finish("overlay", &context, &MountAttr::default());
-        drop(acting);
+        drop((acting, names));
         made
     }
 }
@@ -172,18 +191,6 @@ fn common_parent(a: &Path, b: &Path) -> PathBuf {
         .take_while(|(x, y)| x == y)
         .map(|(x, _)| x)
         .collect()
-}
-
-/// Names a layer to the kernel: by descriptor (6.13 and later), else by its link in /proc.
-fn set_layer(context: &OwnedFd, key: &str, layer: &OwnedFd) -> Step<()> {
-    match fsconfig_set_fd(context, key, layer) {
-        Err(Errno::INVAL) => {
-            let link = OsString::from(format!("/proc/self/fd/{}", layer.as_raw_fd()));
-            fsconfig_set_string(context, key, link.as_os_str())
-        }
-        other => other,
-    }
-    .map_err(|errno| fs::explain("overlay", Some(context), errno))
 }
 
 /// Makes the attached mount at `root` the root of this process and its namespace, and lets go of the
