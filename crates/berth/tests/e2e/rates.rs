@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use testkit::Daemon;
 
-use crate::machine;
+use crate::{common::until_so, machine};
 
 /// What is carried, in seconds' worth of the limit.
 const SECONDS: u64 = 3;
@@ -121,7 +121,17 @@ fn a_machines_disk_and_network_are_as_fast_as_they_may_be() {
         );
     }
 
-    // They stay when it is started again.
+    // The guest boots again by itself, and later as a whole: the limits stay.
+    let boot = "cat /proc/sys/kernel/random/boot_id";
+    let before = pair.inside("box", boot);
+    pair.0.run(&["exec", "box", "reboot", "-f"]).unwrap();
+    until_so("it has booted again", || {
+        let said = pair.0.run(&["exec", "box", "sh", "-c", boot]).unwrap();
+        said.code == 0 && said.out.trim() != before
+    });
+    assert_eq!(pair.0.inspect("box").unwrap()["pid"], pid);
+    let seconds = pair.reads();
+    assert!(seconds > LEAST, "{seconds}");
     pair.0.berth(&["restart", "box"]).unwrap();
     let seconds = pair.reads();
     assert!(seconds > LEAST, "{seconds}");

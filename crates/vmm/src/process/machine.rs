@@ -17,6 +17,7 @@ use devices::virtio::{
     DeviceEvent, Host,
     fs::{Fs, keep_capabilities},
 };
+use serde::{Deserialize, Serialize};
 
 use super::{footprint, supervisor};
 use crate::{
@@ -24,7 +25,7 @@ use crate::{
     console::{Console, Output},
     control::{
         Commands, Event, Events, Reply, Request,
-        protocol::{RunState, Status},
+        protocol::{Limits, RunState, Status},
         serve,
     },
     exit::StopReason,
@@ -51,6 +52,22 @@ pub struct Options {
     pub tier: Tier,
     /// A pipe to the supervisor, with whom the process ends.
     pub supervisor: Option<File>,
+}
+
+/// How a boot of a machine is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// Why.
+    pub reason: StopReason,
+    /// The limits it had then, for another boot; none where they are not known.
+    pub limits: Limits,
+}
+
+impl From<StopReason> for Ended {
+    fn from(reason: StopReason) -> Self {
+        let limits = Limits::default();
+        Self { reason, limits }
+    }
 }
 
 /// Why a machine could not be run.
@@ -83,11 +100,7 @@ fn failed(what: &'static str) -> impl Fn(io::Error) -> RunError {
 ///
 /// # Errors
 /// When it could not be started.
-pub fn run(
-    config: &VmConfig,
-    listeners: &Listeners,
-    options: Options,
-) -> Result<StopReason, RunError> {
+pub fn run(config: &VmConfig, listeners: &Listeners, options: Options) -> Result<Ended, RunError> {
     footprint::keep_small();
     let mut resources = Resources::open(config, options.backend, options.jail)?;
     let sockets = config.vsock.as_ref().and_then(|it| it.socket.parent());
@@ -186,6 +199,7 @@ pub fn run(
     running.machine.start();
     serve(listeners.control.as_ref(), &source, &mut running);
     let reason = running.gate.wait();
+    let limits = running.machine.limits();
     let counters = running.machine.join();
     console.finish();
     if options.verbose
@@ -194,7 +208,7 @@ pub fn run(
         let mut out = io::stderr().lock();
         let _lost = writeln!(out, "berth-vmm: {counters:#?}");
     }
-    Ok(reason)
+    Ok(Ended { reason, limits })
 }
 
 /// A thread whose filter cannot be installed must not run.

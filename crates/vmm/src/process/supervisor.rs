@@ -21,7 +21,7 @@ use rustix::{
     thread::{LinkNameSpaceType, UnshareFlags},
 };
 
-use super::{Options, run};
+use super::{Ended, Options, run};
 use crate::{
     ExitRecord, StopReason, VmConfig,
     config::Stdio,
@@ -29,7 +29,7 @@ use crate::{
     resources::{Listeners, ResourceError},
 };
 
-/// A report is a reason with a message of bounded length.
+/// A report is a reason with a message of bounded length, and limits of a few devices.
 const MAX_REPORT: u64 = 64 << 10;
 /// A guest that resets itself at once is not booted more often than this.
 const SHORTEST_BOOT: Duration = Duration::from_secs(1);
@@ -90,20 +90,25 @@ pub fn supervise(
 ) -> Result<StopReason, SuperviseError> {
     let listeners = Listeners::bind(config)?;
     let signals = Signals::new().map_err(failed("wait for signals"))?;
+    let mut config = config.clone();
     let mut boots = 0;
     let reason = loop {
         boots += 1;
         let began = Instant::now();
-        let reason = match Child::start(config, &listeners, how, attached.as_ref(), boots) {
+        let ended = match Child::start(&config, &listeners, how, attached.as_ref(), boots) {
             Ok(child) => child.wait(&signals),
             Err(error) => Err(error),
         };
-        match reason {
+        match ended {
             // A program that is over cannot go on after a reset.
-            Ok(StopReason::Reset) if !matches!(config.stdio, Stdio::Program(_)) => {
+            Ok(ended)
+                if ended.reason == StopReason::Reset
+                    && !matches!(config.stdio, Stdio::Program(_)) =>
+            {
+                config.set_limits(&ended.limits);
                 thread::sleep(SHORTEST_BOOT.saturating_sub(began.elapsed()));
             }
-            Ok(reason) => break reason,
+            Ok(ended) => break ended.reason,
             Err(error) => break StopReason::error(&error),
         }
     };
@@ -173,7 +178,7 @@ impl Child {
     }
 
     /// Waits for its end; a signal to this process that asks for its end ends it.
-    fn wait(self, signals: &Signals) -> Result<StopReason, SuperviseError> {
+    fn wait(self, signals: &Signals) -> Result<Ended, SuperviseError> {
         let mut killed = false;
         loop {
             let mut fds = [
@@ -198,18 +203,19 @@ impl Child {
             .map_err(failed("wait for the machine's process"))?;
         let signal = status.and_then(|(_, status)| status.terminating_signal());
         match (killed, signal) {
-            (true, _) => Ok(StopReason::Killed),
-            (_, Some(signal)) => Ok(StopReason::Crashed { signal }),
+            (true, _) => Ok(StopReason::Killed.into()),
+            (_, Some(signal)) => Ok(StopReason::Crashed { signal }.into()),
             (_, None) => Ok(self.read_report()),
         }
     }
 
-    fn read_report(&self) -> StopReason {
+    fn read_report(&self) -> Ended {
         let mut json = Vec::new();
         let read = (&self.report).take(MAX_REPORT).read_to_end(&mut json);
         let report = read.ok().and_then(|_| serde_json::from_slice(&json).ok());
-        report.unwrap_or_else(|| StopReason::Error {
-            message: "the machine's process ended and did not say why".into(),
+        report.unwrap_or_else(|| {
+            let message = "the machine's process ended and did not say why".into();
+            StopReason::Error { message }.into()
         })
     }
 }
@@ -219,12 +225,12 @@ fn in_child(config: &VmConfig, listeners: &Listeners, options: Options) -> ! {
     let reporter = options.supervisor.as_ref().map(File::try_clone);
     let reason = match Signals::release().and_then(|()| reporter.transpose()) {
         Ok(Some(mut reporter)) => {
-            let reason = run(config, listeners, options);
-            let reason = reason.unwrap_or_else(|error| StopReason::error(&error));
-            let json = serde_json::to_vec(&reason).expect("a reason is JSON");
+            let ended = run(config, listeners, options);
+            let ended = ended.unwrap_or_else(|error| StopReason::error(&error).into());
+            let json = serde_json::to_vec(&ended).expect("a reason is JSON");
             // A supervisor that is gone does not want to know.
             let _gone = reporter.write_all(&json);
-            reason
+            ended.reason
         }
         Ok(None) => StopReason::Killed,
         Err(error) => StopReason::error(&error),

@@ -158,7 +158,7 @@ impl Arguments {
 
 /// Boots, and again after each reset, until the machine stops.
 pub fn run(arguments: &Arguments, since: Instant) -> Result<StopReason, Failure> {
-    let config = arguments.config();
+    let mut config = arguments.config();
     config.check()?;
     let backend = choose(config.accel);
     let listeners = Listeners::bind(&config)?;
@@ -181,12 +181,13 @@ pub fn run(arguments: &Arguments, since: Instant) -> Result<StopReason, Failure>
             },
             supervisor: None,
         };
-        let reason = run_machine(&config, &listeners, options);
+        let ended = run_machine(&config, &listeners, options);
         terminal.finish();
-        let reason = reason?;
-        if reason != StopReason::Reset {
-            return Ok(reason);
+        let ended = ended?;
+        if ended.reason != StopReason::Reset {
+            return Ok(ended.reason);
         }
+        config.set_limits(&ended.limits);
     }
 }
 
