@@ -20,6 +20,7 @@ mod recover;
 mod refusals;
 mod resume;
 mod software;
+mod systemd;
 mod terminal;
 mod tokens;
 mod unified;
