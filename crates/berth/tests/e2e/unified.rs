@@ -149,9 +149,16 @@ fn limits_hold_where_all_control_groups_are_of_version_2() {
     assert!(tried.contains("Operation not permitted"), "{tried}");
 
     // Limits change while it runs, it stands still and goes on, and nothing of it is left.
-    guest.sh("berth-oci update --memory 96000000 --pids-limit 16 one");
-    let changed = guest.sh("cd /sys/fs/cgroup/tenants/one && cat memory.max pids.max");
-    assert_eq!(changed, "95997952\n16\n");
+    let changes = "--memory 96000000 --pids-limit 16 --cpu-quota 30000 --cpu-share 1024";
+    guest.sh(&format!("berth-oci update {changes} one"));
+    let changed = guest.sh("cd /sys/fs/cgroup/tenants/one && cat memory.max pids.max cpu.max");
+    assert_eq!(changed, "95997952\n16\n30000 100000\n");
+    let weight = guest.sh("cat /sys/fs/cgroup/tenants/one/cpu.weight");
+    let before: u32 = value("cpu.weight").parse().unwrap();
+    assert!(
+        weight.trim().parse::<u32>().unwrap() < before,
+        "{weight} of {before}"
+    );
     guest.sh("berth-oci pause one");
     assert!(guest.sh("berth-oci state one").contains("\"paused\""));
     assert!(
