@@ -148,10 +148,21 @@ pub struct GuestMachine {
     pub disk: PathBuf,
     /// How the disk boots by itself; `None` has the agent mount it.
     pub own_boot: Option<OwnBoot>,
+    /// The modules of its kernel, for a guest that loads some.
+    pub modules: Option<KernelModules>,
     /// Its network interface, when it has one.
     pub interface: Option<Interface>,
     /// What its guest is given by a seed disk; `None` attaches none.
     pub seed: Option<Customization>,
+}
+
+/// All modules of a kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelModules {
+    /// A disk with them, an ext4 file system that is only read.
+    pub disk: PathBuf,
+    /// Where the guest mounts it.
+    pub target: String,
 }
 
 /// A guest.

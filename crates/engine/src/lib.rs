@@ -29,7 +29,7 @@ use tokio::sync::{broadcast, mpsc};
 pub use error::EngineError;
 pub use guest::{
     Customization, Guest, GuestDevice, GuestMachine, GuestMount, GuestNetwork, GuestProcess,
-    Interface, MountKind, OwnBoot, Root,
+    Interface, KernelModules, MountKind, OwnBoot, Root,
 };
 pub use log::{LogLine, LogRequest, LogStream};
 pub use session::{Input, Output, Session, SessionEnd};

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use engine::{Customization, GuestMachine, Interface, OwnBoot};
+use engine::{Customization, GuestMachine, Interface, KernelModules, OwnBoot};
 use image::{
     Job,
     vm::{Kernel, KernelRecipe, copy_disk},
@@ -74,6 +74,7 @@ fn has_init(layer: &Path) -> bool {
 struct Boot {
     kernel: PathBuf,
     initrd: Option<PathBuf>,
+    modules: Option<KernelModules>,
     own: Option<OwnBoot>,
 }
 
@@ -90,6 +91,7 @@ impl Node {
         let boot = self.boot(record).await?;
         let own = |path: &Option<String>| path.as_ref().map(PathBuf::from);
         // A guest that boots by itself is told by its seed who it is.
+        let is_system = record.spec.kind == Kind::System;
         let seeded = asked.is_customized() || boot.own.is_some();
         Ok(Some(GuestMachine {
             vcpus: record.spec.vcpus(),
@@ -100,6 +102,8 @@ impl Node {
             append: asked.append.clone().unwrap_or_default(),
             disk: directory::disk(&parts.paths.instance(record.id)),
             own_boot: boot.own,
+            // A program finds loaded what it needs; a kernel of the user's has others.
+            modules: boot.modules.filter(|_| is_system && asked.kernel.is_none()),
             interface: self.interface(record).await?,
             seed: seeded.then(|| Customization {
                 user_data: asked.user_data.clone(),
@@ -117,6 +121,7 @@ impl Node {
             Some(disk) => Boot {
                 kernel: disk.kernel,
                 initrd: disk.initrd,
+                modules: None,
                 own: Some(OwnBoot {
                     command_line: disk.command_line,
                     agent: self.parts().agent.clone(),
@@ -124,7 +129,9 @@ impl Node {
             },
             None => {
                 let kernel = self.kernel(Job::silent()).await?;
+                let target = kernel.modules_target();
                 Boot {
+                    modules: kernel.modules.map(|disk| KernelModules { disk, target }),
                     kernel: kernel.vmlinux.unwrap_or(kernel.vmlinuz),
                     initrd: Some(kernel.initramfs),
                     own: None,

@@ -236,6 +236,9 @@ fn the_tiny_image_is_a_system_too() {
     daemon.berth(&[&launch[..], &rest].concat()).unwrap();
     let inside = |script: &str| daemon.run(&["exec", "tiny", "sh", "-c", script]).unwrap();
     assert_eq!(inside("cat /proc/1/comm").out, "init\n");
+    // All modules of its kernel are there, as for container engines and firewalls.
+    let said = inside("modprobe overlay && grep overlay /proc/filesystems");
+    assert_eq!(said.code, 0, "{said:?}");
     // Its file system grows to the size it was given.
     until_so("the file system has grown", || {
         let said = inside("df -m / | tail -1 | awk '{print $2}'").out;

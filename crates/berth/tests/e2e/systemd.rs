@@ -16,7 +16,6 @@ const PACKAGES: &str = "nftables,busybox-static,apparmor,e2fsprogs";
 
 /// As in docs/getting-started.md.
 const INSTALL: &str = "set -e
-    mkdir -p /usr/lib/modules && ln -s /host/modules /usr/lib/modules/$(uname -r)
     install -m 0755 /host/berth /host/berth-oci /host/berth-vmm /host/berth-agent /usr/bin/
     install -m 0644 /host/systemd/berth.service /host/systemd/berth.socket /etc/systemd/system/
     install -m 0644 /host/systemd/berth.sysusers.conf /usr/lib/sysusers.d/berth.conf
@@ -76,7 +75,6 @@ impl Host {
             }
         };
         let programs = programs(berth, &runtime);
-        modules(&images, &programs.path().join("modules"));
         let mut daemon = common::bare(test, &[])?;
         daemon.lend_images(&images).unwrap();
         daemon.restart().unwrap();
@@ -137,22 +135,6 @@ fn programs(berth: &Path, runtime: &Path) -> tempfile::TempDir {
     }
     // The guest's root looks at it as root of the host does; others there need not.
     place
-}
-
-/// The modules of the guest's kernel, which a host's own package would have.
-fn modules(images: &Path, to: &Path) {
-    fs::create_dir(to).unwrap();
-    let kernels = fs::read_dir(images.join("images/kernels/sha256")).unwrap();
-    let disk = kernels
-        .flatten()
-        .next()
-        .unwrap()
-        .path()
-        .join("modules.ext4");
-    let mut copy = Command::new("debugfs");
-    copy.arg("-R").arg(format!("rdump / {}", to.display()));
-    let output = copy.arg(&disk).output().unwrap();
-    assert!(to.join("modules.dep").exists(), "{output:?}");
 }
 
 const PROPERTY: &str = "systemctl show berth.service --value -p";

@@ -24,6 +24,8 @@ pub(super) const KERNEL: &str = "/kernel";
 pub(super) const INITRD: &str = "/initrd";
 /// Where the root disk is, inside.
 pub(super) const DISK: &str = "/disk.img";
+/// Where the disk with the kernel's modules is, inside.
+pub(super) const MODULES: &str = "/modules.img";
 /// Where the instance's logs are, inside.
 pub(super) const LOG: &str = "/log";
 /// Below which the host's folders are, inside.
@@ -47,6 +49,8 @@ pub(super) const DISK_SERIAL: &str = "berth-root";
 pub(super) const INTERFACE: &str = "eth0";
 /// Serial of the seed disk.
 const SEED_SERIAL: &str = "berth-seed";
+/// Serial of the disk with the kernel's modules.
+const MODULES_SERIAL: &str = "berth-modules";
 
 /// Kernel parameters of every guest: nothing is probed that is known, nothing mitigated that a
 /// software CPU does not have, ciphers are not tested against themselves at every boot (a quarter of the
@@ -186,6 +190,9 @@ fn description(guest: &Guest, machine: &GuestMachine, accel: Accel) -> Value {
     if machine.seed.is_some() {
         disks.push(json!({ "id": SEED_SERIAL, "path": inside(SEED), "read_only": true }));
     }
+    if machine.modules.is_some() {
+        disks.push(json!({ "id": MODULES_SERIAL, "path": MODULES, "read_only": true }));
+    }
     // A system's output is its console; a program's output is its own, and the kernel's apart.
     let (stdio, console) = if guest.system {
         (json!("console"), json!({ "socket": inside("console") }))
@@ -247,7 +254,7 @@ fn told(guest: &Guest, machine: &GuestMachine) -> Config {
     };
     Config {
         interfaces: machine.interface.iter().map(interface).collect(),
-        mounts: mounts(guest),
+        mounts: modules(machine).chain(mounts(guest)).collect(),
         files: own_files(guest),
         sysctls: guest.sysctls.clone().into_iter().collect(),
         ssh: machine.seed.as_ref().and_then(ssh),
@@ -296,9 +303,22 @@ fn interface(interface: &engine::Interface) -> Interface {
     }
 }
 
+/// The modules of the guest's kernel.
+fn modules(machine: &GuestMachine) -> impl Iterator<Item = Mount> {
+    machine.modules.iter().map(|modules| Mount {
+        source: Source::Disk {
+            serial: MODULES_SERIAL.to_owned(),
+            file_system: "ext4".to_owned(),
+        },
+        file: None,
+        target: modules.target.clone(),
+        read_only: true,
+    })
+}
+
 /// Memory and folders, in the order asked for: one may be mounted in another.
-fn mounts(guest: &Guest) -> Vec<Mount> {
-    let mounts = guest
+fn mounts(guest: &Guest) -> impl Iterator<Item = Mount> {
+    guest
         .mounts
         .iter()
         .enumerate()
@@ -316,8 +336,7 @@ fn mounts(guest: &Guest) -> Vec<Mount> {
                 target: mount.target.clone(),
                 read_only: mount.read_only,
             })
-        });
-    mounts.collect()
+        })
 }
 
 /// Files the host wrote for the guest, such as `/etc/hosts`: mounted in containers, written here.
@@ -354,6 +373,7 @@ mod tests {
             append: "quiet".to_owned(),
             disk: "/d".into(),
             own_boot: None,
+            modules: None,
             interface: Some(engine::Interface {
                 mac: [2, 0, 0, 0, 0, 1],
                 mtu: None,
@@ -459,6 +479,10 @@ mod tests {
         let (guest, machine) = guest(true);
         let key = "ssh-ed25519 AAAA me".to_owned();
         let machine = GuestMachine {
+            modules: Some(engine::KernelModules {
+                disk: "/m".into(),
+                target: "/lib/modules/6".to_owned(),
+            }),
             seed: Some(Customization {
                 user_data: Some("#cloud-config\n".to_owned()),
                 ssh_keys: vec![key.clone()],
@@ -470,12 +494,13 @@ mod tests {
         write(&guest, &machine, Accel::Soft, shared.path()).unwrap();
         let text = fs::read(shared.path().join(FILE)).unwrap();
         let read = vmm::VmConfig::parse(&text).unwrap();
-        let [root, seed] = &read.disks[..] else {
+        let [root, seed, modules] = &read.disks[..] else {
             panic!("{:?}", read.disks);
         };
-        assert!(!root.read_only && seed.read_only);
+        assert!(!root.read_only && seed.read_only && modules.read_only);
         assert!(shared.path().join(SEED).exists());
         let told = told(&guest, &machine);
+        assert_eq!(told.mounts[0].target, "/lib/modules/6");
         let ssh = told.ssh.unwrap();
         assert_eq!((ssh.user.as_deref(), ssh.keys), (Some("me"), vec![key]));
         let seed = super::seed(&guest, &machine, machine.seed.as_ref().unwrap());

@@ -80,6 +80,9 @@ pub(crate) fn jail(
     if let Some(initrd) = &machine.initrd {
         mounts.push(bind(initrd, config::INITRD, true));
     }
+    if let Some(modules) = &machine.modules {
+        mounts.push(bind(&modules.disk, config::MODULES, true));
+    }
     let log = guest.directory.join("log");
     mounts.push(bind(&log, config::LOG, false));
     let descriptors = match accel {
