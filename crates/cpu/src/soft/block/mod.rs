@@ -11,9 +11,7 @@
 //!
 //! Each vCPU has its own cache; nothing here is shared. When the operations fill their budget
 //! everything is forgotten at once. The budget follows what the guest runs: it is doubled when it
-//! was filled so soon that decoding counts, and given back when it lasted long. How often blocks were
-//! executed outlasts that: else what needs more than a budget, and comes round again and again, as a
-//! `fork` does, would never be found worth translating.
+//! was filled so soon that decoding counts, and given back when it lasted long.
 
 pub(in crate::soft) mod decode;
 
@@ -134,9 +132,6 @@ impl Hasher for AddressHasher {
 pub struct Blocks {
     /// For each chain the number of its first block, the one used last; 0 for none.
     heads: Box<[u32; CHAINS]>,
-    /// For each chain how often its blocks were executed before they were forgotten. That others are in
-    /// the same chain makes some be translated early, and nothing wrong.
-    heats: Box<[u8; CHAINS]>,
     /// All blocks; number 0 is [`Block::NONE`].
     blocks: Vec<Block>,
     /// For each block the number of the next in its chain.
@@ -172,7 +167,6 @@ impl Blocks {
     pub fn new(ram: Ram) -> Self {
         let mut blocks = Self {
             heads: Box::new([0; CHAINS]),
-            heats: Box::new([0; CHAINS]),
             blocks: Vec::new(),
             next: Vec::new(),
             crossings: HashMap::default(),
@@ -230,10 +224,6 @@ impl Blocks {
             let block = &mut self.blocks[number as usize];
             block.heat = block.heat.saturating_add(1);
             return Ok(*block);
-        }
-        if known.is_some() {
-            // It is other code now.
-            self.heats[chain(key)] = 0;
         }
         if let Some(crossing) = self.crossings.get(&key).copied()
             && crossing.is_current(core, linear)?
@@ -297,16 +287,15 @@ impl Blocks {
         let generation = core.mark_code(page);
         let first = self.ops.len();
         let second = decode::decode(core, linear, host, &mut self.ops)?;
-        let key = key(host, core.width);
         let block = Block {
-            key,
+            key: key(host, core.width),
             // SAFETY: `first` is at most the length, and the vector never grows past the capacity
             // it was made with, so what it holds stays where it is.
             ops: unsafe { self.ops.as_ptr().add(first) },
             cell: core.ram.pages().generation_cell(page),
             generation,
             count: u32::try_from(self.ops.len() - first).unwrap_or(0),
-            heat: 1 + u32::from(self.heats[chain(key)]),
+            heat: 1,
         };
         Ok((block, second))
     }
@@ -348,7 +337,6 @@ impl Blocks {
 
     /// Takes fresh memory, and returns what was written to.
     fn make_room(&mut self) {
-        self.keep_heats();
         // Each block has an operation at least.
         self.blocks = Vec::with_capacity(self.most + 1);
         self.next = Vec::with_capacity(self.most + 1);
@@ -356,20 +344,8 @@ impl Blocks {
         self.forget();
     }
 
-    fn keep_heats(&mut self) {
-        for block in self.blocks.iter().skip(1) {
-            let kept = &mut self.heats[chain(block.key)];
-            *kept = block
-                .heat
-                .max(u32::from(*kept))
-                .try_into()
-                .unwrap_or(u8::MAX);
-        }
-    }
-
     /// Forgets all blocks.
     pub fn forget(&mut self) {
-        self.keep_heats();
         self.heads.fill(0);
         self.blocks.clear();
         self.blocks.push(Block::NONE);
