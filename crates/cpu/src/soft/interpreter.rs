@@ -105,7 +105,6 @@ impl Interpreter {
             translator.set_threshold(threshold);
             translator.set_chaining(chain);
             self.translator = Some(translator);
-            self.blocks.stand_beside_translations();
         }
         Ok(())
     }

@@ -30,8 +30,6 @@ use super::{Core, Fault, Op, op::Width};
 const CHAINS: usize = 1 << 14;
 /// Operations kept at most, 40 bytes each and some 10 more for what finds them; half of it at first.
 const KEPT: usize = 48 << 10;
-/// Where what is executed often is translated, the rest needs less.
-const KEPT_BESIDE_TRANSLATIONS: usize = 20 << 10;
 /// A budget that is filled within as many instructions for each operation in it is too small:
 /// decoding an operation takes as long as executing some twenty.
 const SOON: u64 = 64;
@@ -137,11 +135,9 @@ pub struct Blocks {
     /// For each block the number of the next in its chain.
     next: Vec<u32>,
     crossings: HashMap<u64, Crossing, BuildHasherDefault<AddressHasher>>,
-    /// Made with room for `most`; memory that was never written takes none of the host's.
+    /// Made with room for [`KEPT`]; memory that was never written takes none of the host's.
     ops: Vec<Op>,
     budget: usize,
-    /// What the budget may become.
-    most: usize,
     /// How often in a row it was filled soon.
     soon: u32,
     /// Instructions executed when everything was last forgotten.
@@ -172,7 +168,6 @@ impl Blocks {
             crossings: HashMap::default(),
             ops: Vec::new(),
             budget: KEPT / 2,
-            most: KEPT,
             soon: 0,
             forgotten_at: 0,
             _ram: ram,
@@ -300,13 +295,6 @@ impl Blocks {
         Ok((block, second))
     }
 
-    /// Keeps less, for what is executed often is translated; forgets what there is.
-    pub fn stand_beside_translations(&mut self) {
-        self.most = KEPT_BESIDE_TRANSLATIONS;
-        self.budget = self.most / 2;
-        self.make_room();
-    }
-
     /// Chooses the budget anew, once it is full.
     fn adapt(&mut self, instructions: u64) {
         let lasted = instructions.wrapping_sub(self.forgotten_at);
@@ -318,10 +306,10 @@ impl Blocks {
             0
         };
         if self.soon == OFTEN {
-            self.budget = (self.budget * 2).min(self.most);
+            self.budget = (self.budget * 2).min(KEPT);
             self.soon = 0;
-        } else if lasted > full * LATE && self.budget > self.most / 2 {
-            self.budget = self.most / 2;
+        } else if lasted > full * LATE && self.budget > KEPT / 2 {
+            self.budget = KEPT / 2;
             self.make_room();
         }
     }
@@ -330,7 +318,7 @@ impl Blocks {
     /// `instructions` were executed.
     pub fn rest(&mut self, instructions: u64) {
         let lasted = instructions.wrapping_sub(self.forgotten_at);
-        if self.budget > self.most / 2 && lasted > self.budget as u64 * LATE {
+        if self.budget > KEPT / 2 && lasted > self.budget as u64 * LATE {
             self.adapt(instructions);
         }
     }
@@ -338,9 +326,9 @@ impl Blocks {
     /// Takes fresh memory, and returns what was written to.
     fn make_room(&mut self) {
         // Each block has an operation at least.
-        self.blocks = Vec::with_capacity(self.most + 1);
-        self.next = Vec::with_capacity(self.most + 1);
-        self.ops = Vec::with_capacity(self.most);
+        self.blocks = Vec::with_capacity(KEPT + 1);
+        self.next = Vec::with_capacity(KEPT + 1);
+        self.ops = Vec::with_capacity(KEPT);
         self.forget();
     }
 
