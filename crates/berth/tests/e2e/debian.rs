@@ -21,19 +21,8 @@ const IMAGE: &str = "debian-vm";
 
 /// A daemon with busybox and a Debian for machines; `None`, said loudly, where they cannot be made.
 fn debian(test: &str) -> Option<Daemon> {
-    let tools = [
-        "ip",
-        "nft",
-        "nsenter",
-        "busybox",
-        "mkfs.ext4",
-        "apt-get",
-        "dpkg-deb",
-        "dpkg-scanpackages",
-        "mmdebstrap",
-        "curl",
-    ];
-    if testkit::lacks(test, &tools) {
+    let more = ["dpkg-scanpackages", "mmdebstrap", "curl"];
+    if testkit::lacks(test, &machine::TOOLS) || testkit::lacks(test, &more) {
         return None;
     }
     let make = |daemon: &Daemon| {

@@ -9,19 +9,21 @@ use testkit::Daemon;
 
 use crate::common::{self, until_so};
 
+/// What making a kernel and running a machine takes.
+pub const TOOLS: [&str; 7] = [
+    "ip",
+    "nft",
+    "nsenter",
+    "busybox",
+    "mkfs.ext4",
+    "apt-get",
+    "dpkg-deb",
+];
+
 /// A daemon, not started yet, with busybox, its disk and a kernel; `None`, said loudly, where that
 /// cannot be made.
 fn idle(test: &str) -> Option<Daemon> {
-    let tools = [
-        "ip",
-        "nft",
-        "nsenter",
-        "busybox",
-        "mkfs.ext4",
-        "apt-get",
-        "dpkg-deb",
-    ];
-    if testkit::lacks(test, &tools) {
+    if testkit::lacks(test, &TOOLS) {
         return None;
     }
     let made = testkit::images_of(

@@ -15,8 +15,8 @@ pub(super) fn keep_small() {
     }
 }
 
-/// Returns what only the start needed: heap, and pages of this program, which are read again from the
-/// page cache where they are used again. A quarter of them are.
+/// Returns what only the start needed: heap, and pages of this program, which come back from the page
+/// cache where they are used again.
 pub(super) fn trim() {
     // SAFETY: gives unused pages back to the kernel.
     #[cfg(target_env = "gnu")]

@@ -1,7 +1,7 @@
 //! What depends on an opcode only: how its operands are named, and the sizes it fixes.
 //!
 //! The decoder's library knows this too, but only together with texts about each opcode, which take half
-//! a MiB and several milliseconds once the first is asked for. The build script asks it, for this table.
+//! a MiB once the first is asked for. The build script asks it, for this table.
 //! [`super::translate`] and the handlers that need a size call it; it knows no processor's state.
 
 mod operand;
