@@ -90,8 +90,8 @@ impl Node {
         let parts = self.parts();
         let boot = self.boot(record).await?;
         let own = |path: &Option<String>| path.as_ref().map(PathBuf::from);
-        // A guest that boots by itself is told by its seed who it is.
         let is_system = record.spec.kind == Kind::System;
+        // A guest that boots by itself is told by its seed who it is.
         let seeded = asked.is_customized() || boot.own.is_some();
         Ok(Some(GuestMachine {
             vcpus: record.spec.vcpus(),
