@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -14,13 +14,13 @@ use api::{ErrorCode, Problem};
 use ipnetwork::IpNetwork;
 use model::{
     InstanceId, Name,
-    instance::Protocol,
+    instance::{PortSpec, Protocol},
     network::AddressLease,
     record::{IdMap, InstanceRecord, NetworkRecord},
 };
 use network::{Mac, ipam};
 use node::tables;
-use store::{Store, TableError, Txn};
+use store::{ReadError, Store, TableError, Txn};
 
 use crate::error::{internal, wrong_field};
 
@@ -288,11 +288,52 @@ pub(crate) fn conflict(key: &str) -> Problem {
     .hint("look at it again and repeat the request")
 }
 
-fn port_key(protocol: Protocol, port: u16, address: Option<IpAddr>) -> String {
-    let protocol = match protocol {
+/// The claim to a port that leaves no room for another one, if there is any. Claims at addresses
+/// that have nothing in common have different keys too; those of which one contains the other only
+/// meet here.
+pub(crate) async fn published(store: &Store, port: &PortSpec) -> Result<Option<String>, ReadError> {
+    let same_port = format!("{}/{}/", protocol(port.protocol), port.host_port);
+    let page = store.list(&tables::PORTS.key(&same_port)).await?;
+    let mut keys = page.records.into_iter().map(|record| record.key);
+    Ok(keys.find(|key| {
+        let address = key.rsplit('/').next().and_then(|text| text.parse().ok());
+        overlap(port.host_address, address)
+    }))
+}
+
+/// Whether two addresses to listen at, every one if `None`, have one in common.
+fn overlap(one: Option<IpAddr>, other: Option<IpAddr>) -> bool {
+    let (Some(one), Some(other)) = (one, other) else {
+        return true;
+    };
+    let any = one.is_unspecified() || other.is_unspecified();
+    one == other || (any && one.is_ipv4() == other.is_ipv4())
+}
+
+/// A port that a program of the host has, for the user.
+pub(crate) fn in_use(port: &PortSpec, at: SocketAddr) -> Problem {
+    let (protocol, number) = (protocol(port.protocol), port.host_port);
+    let text = format!(
+        "port {number}/{protocol} of the host is taken: a program of the host listens at {at}"
+    );
+    let option = match port.protocol {
+        Protocol::Tcp => "-t",
+        Protocol::Udp => "-u",
+    };
+    Problem::new(ErrorCode::Conflict, text).hint(format!(
+        "publish another host port, or end that program: ss -lnp {option} 'sport = :{number}' shows it"
+    ))
+}
+
+fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
-    };
+    }
+}
+
+fn port_key(transport: Protocol, port: u16, address: Option<IpAddr>) -> String {
+    let protocol = protocol(transport);
     let address = address.map_or_else(|| "*".to_owned(), |address| address.to_string());
     format!("{protocol}/{port}/{address}")
 }

@@ -77,6 +77,8 @@ struct Inner {
     node: Node,
     workflow: workflow::Engine,
     claims: claims::Claims,
+    /// Held from looking which ports are free until they are claimed.
+    ports: tokio::sync::Mutex<()>,
     events: events::Events,
     /// Passwords for operations under way; never stored.
     passwords: operations::Passwords,
@@ -117,6 +119,7 @@ impl Control {
                 node,
                 workflow,
                 claims,
+                ports: tokio::sync::Mutex::default(),
                 events: events::Events::default(),
                 passwords,
                 registries,

@@ -9,8 +9,7 @@
 mod conntrack;
 mod elements;
 
-use std::io::{ErrorKind, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
+use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Stdio};
 
@@ -18,7 +17,7 @@ use rustix::io::Errno;
 
 use crate::netlink::{NetlinkError, Socket};
 use crate::ruleset::{self, Program, Rules, RulesError};
-use crate::{Prefix, Published, Transport, netns};
+use crate::{Prefix, netns};
 
 /// More changed elements than this, and replacing everything is cheaper.
 const DELTA_MAX: usize = 2_000;
@@ -98,32 +97,6 @@ impl Firewall {
         };
         self.applied = Some(program);
         Ok(done)
-    }
-
-    /// Whether a program of the host itself has one of the ports, which a publication would take
-    /// from it without a word; gives the first such port. Only a courtesy: nothing keeps a
-    /// program from taking the port later.
-    ///
-    /// # Errors
-    /// The daemon's namespace could not be entered.
-    pub fn port_in_use(&self, published: &Published) -> Result<Option<u16>, FirewallError> {
-        let any: IpAddr = match published.target {
-            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        };
-        let host = published.host.unwrap_or(any);
-        let taken = |port: &u16| {
-            let bound = match published.transport {
-                Transport::Tcp => TcpListener::bind((host, *port)).map(drop),
-                Transport::Udp => UdpSocket::bind((host, *port)).map(drop),
-                Transport::Sctp => Ok(()),
-            };
-            bound.is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
-        };
-        let mut ports = (published.host_port..=u16::MAX).take(usize::from(published.count));
-        let found = netns::within(self.netns.as_fd(), move || ports.find(taken))
-            .map_err(|errno| NetlinkError::new("enter the daemon's network namespace", errno))?;
-        Ok(found)
     }
 
     /// Removes both tables. Doing so twice is no error.

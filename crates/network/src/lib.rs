@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`Driver`] | bridges and veth pairs, by its own netlink socket |
 //! | [`Firewall`], [`Rules`] | the daemon's nftables tables: NAT, published ports, isolation |
+//! | [`ports`] | which ports of the host its own programs have |
 //! | [`ipam`] | which address next, which subnet by default; pure |
 //! | [`Loopback`] | published ports on `::1`, where the kernel cannot |
 //! | [`dns`] | names of instances, and forwarding of all others |
@@ -27,6 +28,7 @@ mod mac;
 mod name;
 mod netlink;
 mod netns;
+pub mod ports;
 pub mod ruleset;
 
 pub use config::{Attachment, NetworkConfig, Outside};

@@ -7,13 +7,13 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 
 /// Connections open at once on one port.
 const CONNECTIONS_MAX: usize = 1024;
@@ -34,7 +34,7 @@ pub struct Loopback {
 #[derive(Debug)]
 struct Listener {
     targets: Vec<SocketAddr>,
-    task: AbortHandle,
+    task: JoinHandle<()>,
 }
 
 impl Drop for Listener {
@@ -48,19 +48,32 @@ impl Loopback {
     /// A port whose targets stay the same keeps its connections. One that a program of the host has is
     /// tried again and again.
     ///
-    /// Must be called within a tokio runtime, in the network namespace to serve.
-    pub fn serve(&self, wanted: HashMap<u16, Vec<SocketAddr>>) {
-        let mut listeners = self
-            .listeners
+    /// Ports no longer wanted are free when it returns. Call it once at a time, within a tokio runtime,
+    /// in the network namespace to serve.
+    pub async fn serve(&self, wanted: HashMap<u16, Vec<SocketAddr>>) {
+        let gone: Vec<Listener> = self
             .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        listeners.retain(|port, listener| wanted.get(port) == Some(&listener.targets));
+            .extract_if(|port, listener| wanted.get(port) != Some(&listener.targets))
+            .map(|(_, listener)| listener)
+            .collect();
+        for mut listener in gone {
+            listener.task.abort();
+            // It ended by being aborted, and closed its socket.
+            let _ = (&mut listener.task).await;
+        }
+        let mut listeners = self.lock();
         for (port, targets) in wanted {
             listeners.entry(port).or_insert_with(|| {
-                let task = tokio::spawn(keep_listening(port, targets.clone())).abort_handle();
+                let task = tokio::spawn(keep_listening(port, targets.clone()));
                 Listener { targets, task }
             });
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u16, Listener>> {
+        self.listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -156,8 +169,8 @@ mod tests {
         Ok(answer)
     }
 
-    async fn until(port: u16, wanted: Option<String>) {
-        while ask(port).await.ok().filter(|it| !it.is_empty()) != wanted {
+    async fn until(port: u16, wanted: String) {
+        while ask(port).await.ok().as_ref() != Some(&wanted) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -174,15 +187,11 @@ mod tests {
         // Nobody listens at the first target.
         let nobody: SocketAddr = "127.0.0.1:1".parse().unwrap();
         let loopback = Loopback::default();
-        loopback.serve([(port, vec![nobody, one])].into());
-        until(port, Some(format!("hello to {one}"))).await;
-        loopback.serve([(port, vec![two])].into());
-        until(port, Some(format!("hello to {two}"))).await;
-        loopback.serve(HashMap::new());
-        until(port, None).await;
-        assert!(
-            ask(port).await.is_err(),
-            "who has nothing published listens nowhere"
-        );
+        loopback.serve([(port, vec![nobody, one])].into()).await;
+        until(port, format!("hello to {one}")).await;
+        loopback.serve([(port, vec![two])].into()).await;
+        until(port, format!("hello to {two}")).await;
+        loopback.serve(HashMap::new()).await;
+        std::net::TcpListener::bind(("::1", port)).expect("the port is free again at once");
     }
 }

@@ -13,17 +13,21 @@ use std::{
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use model::{
     InstanceId,
-    instance::Protocol,
+    instance::{PortSpec, Protocol},
     record::{InstanceRecord, NetworkRecord},
 };
 use network::{
     Attachment, Driver, Firewall, Guarded, IfName, Loopback, Mac, NetworkConfig, Outside, Prefix,
     Published, Rules, Transport,
     dns::{Served, Zone},
+    ports::HostPort,
 };
 
 /// The domain names of instances stand in.
 pub const DOMAIN: &str = "berth.internal";
+
+/// Where the name servers of networks listen, at their gateways.
+const DNS: u16 = 53;
 
 /// The interface inside.
 const INSIDE: &str = "eth0";
@@ -59,6 +63,9 @@ pub enum WiringError {
     /// The kernel's links could not be listed.
     #[error("the network links of this host cannot be looked at")]
     Links(#[from] network::NetlinkError),
+    /// The kernel's sockets could not be listed.
+    #[error("it cannot be found out which programs of this host listen on which ports")]
+    Sockets(#[source] network::NetlinkError),
     /// The network of an instance is not there.
     #[error("there is no network {0:?} any more")]
     Missing(String),
@@ -138,6 +145,35 @@ impl Wiring {
     #[must_use]
     pub fn bridge(&self, network: &str) -> IfName {
         self.inner.driver.prefix().bridge(network)
+    }
+
+    /// The first of `ports` that a program of the host itself has, and where it listens. What this
+    /// daemon listens at itself is not looked for: ask the records first.
+    ///
+    /// # Errors
+    /// When the kernel's sockets cannot be listed.
+    pub async fn port_in_use(
+        &self,
+        ports: &[PortSpec],
+    ) -> Result<Option<(PortSpec, SocketAddr)>, WiringError> {
+        let name_servers: Vec<SocketAddr> = {
+            let state = crate::lock(&self.inner.state);
+            let addresses = state.networks.values().flat_map(gateways);
+            addresses
+                .map(|address| SocketAddr::new(address, DNS))
+                .collect()
+        };
+        let ports = ports.to_vec();
+        self.blocking(move |_| {
+            let wanted: Vec<HostPort> = ports.iter().map(host_port).collect();
+            let found =
+                network::ports::in_use(&wanted, &name_servers).map_err(WiringError::Sockets)?;
+            Ok(found.and_then(|(port, holder)| {
+                let at = wanted.iter().position(|one| *one == port)?;
+                Some((ports[at].clone(), holder))
+            }))
+        })
+        .await
     }
 
     /// Makes, or completes, a network.
@@ -344,7 +380,7 @@ impl Wiring {
         });
         // In the order of the rules: the next change waits for this one.
         let _in_turn = applied.await?;
-        self.inner.loopback.serve(on_loopback);
+        self.inner.loopback.serve(on_loopback).await;
         Ok(())
     }
 
@@ -433,6 +469,21 @@ fn config(record: &NetworkRecord) -> NetworkConfig {
     }
 }
 
+fn transport(protocol: Protocol) -> Transport {
+    match protocol {
+        Protocol::Tcp => Transport::Tcp,
+        Protocol::Udp => Transport::Udp,
+    }
+}
+
+fn host_port(port: &PortSpec) -> HostPort {
+    HostPort {
+        transport: transport(port.protocol),
+        address: port.host_address,
+        port: port.host_port,
+    }
+}
+
 /// The published ports of a record: one entry for each address family it can be reached by.
 fn published(record: &InstanceRecord, addresses: &[IpAddr]) -> Vec<Published> {
     let mut published = Vec::new();
@@ -443,10 +494,7 @@ fn published(record: &InstanceRecord, addresses: &[IpAddr]) -> Vec<Published> {
         };
         for target in addresses.iter().filter(same_family) {
             published.push(Published {
-                transport: match port.protocol {
-                    Protocol::Tcp => Transport::Tcp,
-                    Protocol::Udp => Transport::Udp,
-                },
+                transport: transport(port.protocol),
                 host: port.host_address,
                 host_port: port.host_port,
                 count: 1,

@@ -1,12 +1,14 @@
 //! Network namespaces: tests send packets nowhere else.
 
 use std::{
+    os::fd::AsFd,
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
 };
 
 use anyhow::ensure;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// A network namespace with loopback up; removed when dropped.
 #[derive(Debug)]
@@ -47,6 +49,24 @@ impl Netns {
             .arg("--")
             .arg(program);
         command
+    }
+}
+
+impl Netns {
+    /// Runs `work` on a thread inside: its sockets belong there for as long as they are open.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
+        let netns = std::fs::File::open(&self.path)?;
+        let inside = || {
+            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+            Ok(work())
+        };
+        std::thread::scope(|scope| match scope.spawn(inside).join() {
+            Ok(outcome) => outcome,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
     }
 }
 

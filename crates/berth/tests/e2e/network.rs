@@ -1,6 +1,9 @@
 //! Networks: names, published ports, separation, and addresses that are nobody else's.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    net::{TcpListener, TcpStream, UdpSocket},
+};
 
 use testkit::Daemon;
 
@@ -94,6 +97,91 @@ fn containers_find_each_other_and_are_found() {
         .output()
         .unwrap();
     assert!(!String::from_utf8(rules.stdout).unwrap().contains("8080"));
+}
+
+#[test]
+fn ports_that_somebody_has_are_refused() {
+    let Some(daemon) = daemon("ports_that_somebody_has_are_refused") else {
+        return;
+    };
+    // The default network is there from now on, and with it the daemon's own name server.
+    let words = ["run", "-d", "--name", "dns", "-p", "53:53/udp", "busybox"];
+    daemon
+        .berth(&[&words[..], &["sleep", "1000"]].concat())
+        .unwrap();
+    let publish = |port: &str| {
+        let words = ["run", "-d", "--name", "new", "-p", port, "busybox"];
+        daemon
+            .run(&[&words[..], &["sleep", "1000"]].concat())
+            .unwrap()
+    };
+    let refused = |port: &str, named: &str| {
+        let said = publish(port);
+        assert_eq!(said.code, 4, "{port}: {said:?}");
+        assert!(said.err.contains(named), "{port}: {said:?}");
+        assert_eq!(daemon.run(&["show", "new"]).unwrap().code, 3, "half made");
+    };
+    let granted = |port: &str| {
+        let said = publish(port);
+        assert_eq!(said.code, 0, "{port}: {said:?}");
+        daemon.berth(&["rm", "-f", "new"]).unwrap();
+    };
+    let tcp = |address: &'static str| {
+        let bound = daemon.netns().run(|| TcpListener::bind(address));
+        bound.unwrap().unwrap()
+    };
+    let udp = |address: &'static str| {
+        let bound = daemon.netns().run(|| UdpSocket::bind(address));
+        bound.unwrap().unwrap()
+    };
+
+    let programs = (
+        tcp("0.0.0.0:7001"),
+        tcp("[::1]:7002"),
+        udp("127.0.0.1:7003"),
+    );
+    refused("7001:80", "port 7001/tcp");
+    refused("127.0.0.1:7001:80", "0.0.0.0:7001");
+    refused("7002:80", "port 7002/tcp");
+    refused("7003:80/udp", "port 7003/udp");
+    refused("6999-7005:6999-7005", "port 7001/tcp");
+    // Another protocol, another address: not in their way.
+    granted("7001:80/udp");
+    granted("127.0.0.1:7002:80");
+    granted("7003:80");
+    let address = programs.0.local_addr().unwrap();
+    let outgoing = daemon.netns().run(|| {
+        let stream = TcpStream::connect(("127.0.0.1", address.port())).unwrap();
+        let from = stream.local_addr().unwrap().port();
+        (stream, from)
+    });
+    let (_stream, from) = outgoing.unwrap();
+    granted(&format!("{from}:80"));
+    drop(programs);
+    granted("7001:80");
+
+    // Another instance's, whether it runs or not, also where only one of both takes all addresses.
+    let words = [
+        "run",
+        "-d",
+        "--name",
+        "old",
+        "-p",
+        "7001:80",
+        "-p",
+        "127.0.0.1:7004:80",
+        "busybox",
+        "true",
+    ];
+    daemon.berth(&words).unwrap();
+    refused("7001:81", "port 7001/tcp");
+    refused("127.0.0.1:7001:81", "already published");
+    refused("7004:81", "already published");
+    granted("127.0.0.2:7004:81");
+    granted("[::1]:7004:81");
+    // Free again as soon as it is gone.
+    daemon.berth(&["rm", "-f", "old"]).unwrap();
+    granted("7001:81");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use model::{
 use node::{clock, tables};
 use rand::TryRngCore;
 use store::{CommitError, Txn};
+use tokio::sync::MutexGuard;
 use uuid::Uuid;
 
 use crate::{
@@ -74,6 +75,7 @@ impl Control {
         network: Option<&NetworkRecord>,
         asked: Option<IpAddr>,
     ) -> Result<Result<(InstanceRecord, workflow::OperationId), String>, Problem> {
+        let _turn = self.turn_at_ports(&record).await?;
         let mut txn = Txn::new();
         let claimed = self
             .inner
@@ -124,6 +126,38 @@ impl Control {
                 }
             }
         }
+    }
+
+    /// The turn at claiming ports of the host, with those of `record` known to be free: neither
+    /// published at an address in common, nor a program's of the host itself.
+    async fn turn_at_ports(
+        &self,
+        record: &InstanceRecord,
+    ) -> Result<Option<MutexGuard<'_, ()>>, Problem> {
+        let ports = &record.spec.ports;
+        if ports.is_empty() {
+            return Ok(None);
+        }
+        let turn = self.inner.ports.lock().await;
+        let name = tables::NAMES.get(self.store(), record.name.as_str());
+        if name.await.map_err(internal)?.is_some() {
+            // Of the two, the commit had better complain of the name.
+            return Ok(Some(turn));
+        }
+        for port in ports {
+            if let Some(key) = claims::published(self.store(), port)
+                .await
+                .map_err(internal)?
+            {
+                return Err(claims::conflict(&key));
+            }
+        }
+        match self.node().parts().wiring.port_in_use(ports).await {
+            Ok(None) => {}
+            Ok(Some((port, at))) => return Err(claims::in_use(&port, at)),
+            Err(error) => tracing::warn!(error = %error.chain(), "published all the same"),
+        }
+        Ok(Some(turn))
     }
 
     /// Named volumes of a spec that do not exist yet: first use makes them.

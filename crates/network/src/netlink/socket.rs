@@ -62,6 +62,11 @@ impl Socket {
         Self::open(Some(netlink::NETFILTER))
     }
 
+    /// Opens a socket for sock_diag in the calling thread's network namespace.
+    pub(crate) fn diagnosis() -> Result<Self, NetlinkError> {
+        Self::open(Some(netlink::SOCK_DIAG))
+    }
+
     fn open(protocol: Option<Protocol>) -> Result<Self, NetlinkError> {
         let open = || {
             let fd = socket_with(
