@@ -139,7 +139,7 @@ impl Container {
             return Err(ExecError::Status { id, status, hint });
         };
         let filter = if self.record.filtered {
-            Some(self.dir.read_filter(self.record.listener.is_some())?)
+            Some(self.dir.read_filter(&self.record)?)
         } else {
             None
         };

@@ -61,6 +61,9 @@ pub struct Record {
     pub listener: Option<(PathBuf, String)>,
     /// Whether a compiled filter lies beside this file.
     pub filtered: bool,
+    /// How that is installed.
+    #[serde(default)]
+    filter_flags: Vec<seccomp::Flag>,
     /// Whether it runs with the rights of the owner of the runtime's own file ([`crate::guard`]).
     exposed: bool,
     /// Whether its first process is that of a pid namespace, so that nothing there survives it.
@@ -279,8 +282,8 @@ impl Dir {
             .map_err(|error| self.io(error, "write seccomp.bpf in"))
     }
 
-    /// Reads it back; `notifies` says whether it was one that hands calls to a listener.
-    pub(crate) fn read_filter(&self, notifies: bool) -> Result<seccomp::Program, StateError> {
+    /// Reads back the filter of `record`.
+    pub(crate) fn read_filter(&self, record: &Record) -> Result<seccomp::Program, StateError> {
         let bytes = std::fs::read(self.path.join("seccomp.bpf"))
             .map_err(|error| self.io(error, "read seccomp.bpf in"))?;
         let code = bytes
@@ -294,8 +297,8 @@ impl Dir {
             .collect();
         Ok(seccomp::Program {
             code,
-            flags: Vec::new(),
-            notifies,
+            flags: record.filter_flags.clone(),
+            notifies: record.listener.is_some(),
             unknown: Vec::new(),
         })
     }
@@ -349,6 +352,12 @@ impl Record {
                 ))
             }),
             filtered: spec.linux.seccomp.is_some(),
+            filter_flags: spec
+                .linux
+                .seccomp
+                .as_ref()
+                .map(|policy| policy.flags.clone())
+                .unwrap_or_default(),
             exposed: crate::guard::is_exposed(spec),
             owns_pids: spec.linux.is_new(NamespaceKind::Pid),
             personality: spec.linux.personality.clone(),

@@ -5,7 +5,9 @@
 
 mod common;
 
-use common::{Bed, cannot_run};
+use std::process::Command;
+
+use common::{Bed, RUNTIME, cannot_run, skip};
 use serde_json::json;
 
 #[test]
@@ -236,6 +238,42 @@ fn a_seccomp_filter_binds_the_program_and_what_is_executed_in_it() {
         bed.ok(&["delete", "--force", "c"]);
         bed.assert_clean();
     }
+}
+
+#[test]
+fn exec_installs_the_filter_as_it_was_asked_for() {
+    let test = "exec_installs_the_filter_as_it_was_asked_for";
+    if cannot_run(test) {
+        return;
+    }
+    if Command::new("strace").arg("-V").output().is_err() {
+        skip(test, "strace is not installed");
+        return;
+    }
+    let mut bed = Bed::new();
+    bed.config["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "flags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"],
+        "syscalls": [{ "names": ["mkdir"], "action": "SCMP_ACT_ERRNO" }]
+    });
+    bed.script("sleep 100");
+    bed.write_config();
+    bed.ok(&["run", "-d", "c"]);
+    let out = bed.dir.path().join("trace");
+    let mut traced = Command::new("strace");
+    traced.args(["-f", "-e", "trace=seccomp", "-o"]).arg(&out);
+    traced.arg(RUNTIME).arg("--root").arg(&bed.root);
+    let said = traced.args(["exec", "c", "true"]).output().unwrap();
+    let trace = std::fs::read_to_string(&out).unwrap_or_default();
+    if trace.is_empty() {
+        skip(test, "strace may not trace here");
+    } else {
+        assert!(said.status.success(), "{said:?}");
+        let flags = "SECCOMP_FILTER_FLAG_LOG|SECCOMP_FILTER_FLAG_SPEC_ALLOW";
+        assert!(trace.contains(flags), "{trace}");
+    }
+    bed.ok(&["delete", "--force", "c"]);
+    bed.assert_clean();
 }
 
 #[test]

@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 
 use serde::Deserialize;
+use serde::de::IntoDeserializer;
 
 use crate::action::Action;
 use crate::arch::Arch;
@@ -225,16 +226,9 @@ fn action(name: &str, errno: Option<u32>, field: &'static str) -> Result<Action,
 }
 
 fn flag(name: &str) -> Result<Flag, PolicyError> {
-    Ok(match name {
-        "SECCOMP_FILTER_FLAG_TSYNC" => Flag::Tsync,
-        "SECCOMP_FILTER_FLAG_LOG" => Flag::Log,
-        "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => Flag::SpecAllow,
-        "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" => Flag::WaitKillable,
-        other => {
-            return Err(PolicyError::Unknown {
-                field: "flags",
-                value: other.into(),
-            });
-        }
-    })
+    let unknown = |_: serde::de::value::Error| PolicyError::Unknown {
+        field: "flags",
+        value: name.into(),
+    };
+    Flag::deserialize(name.into_deserializer()).map_err(unknown)
 }

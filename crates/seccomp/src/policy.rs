@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::action::Action;
 use crate::arch::Arch;
@@ -84,16 +84,20 @@ pub enum Operator {
     MaskedEqual,
 }
 
-/// A flag of `seccomp(2)`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A flag of `seccomp(2)`. Named in JSON as the OCI specification does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Flag {
     /// Put the filter on all threads.
+    #[serde(rename = "SECCOMP_FILTER_FLAG_TSYNC")]
     Tsync,
     /// Log all but allowed calls.
+    #[serde(rename = "SECCOMP_FILTER_FLAG_LOG")]
     Log,
     /// Do not mitigate speculative store bypass.
+    #[serde(rename = "SECCOMP_FILTER_FLAG_SPEC_ALLOW")]
     SpecAllow,
     /// A caller waiting for the listener can only be killed.
+    #[serde(rename = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV")]
     WaitKillable,
 }
 
