@@ -6,6 +6,8 @@
 //!
 //! ```text
 //!  parent                             child
+//!    │ ◄── Successor (pidfd) ──────────  │   only with new namespaces in a user namespace that exists:
+//!    │                                   │   from here on the child is that process
 //!    │ ── Mapped (fds: detached roots) ─►│   only with a new user namespace
 //!    │ ◄── Mounted ────────────────────  │   only with hooks of the runtime's side
 //!    │ ── Hooked ──────────────────────► │
@@ -49,10 +51,11 @@ pub(crate) enum Word {
     Listener,
     Failed,
     Unrunnable,
+    Successor,
 }
 
 impl Word {
-    const ALL: [Word; 9] = [
+    const ALL: [Word; 10] = [
         Word::Mapped,
         Word::Mounted,
         Word::Hooked,
@@ -62,6 +65,7 @@ impl Word {
         Word::Listener,
         Word::Failed,
         Word::Unrunnable,
+        Word::Successor,
     ];
 }
 
@@ -103,13 +107,17 @@ impl Channel {
     /// Why nothing could be said: what the other side reported on its way out, if it did.
     fn last_words(&self, errno: Errno) -> Failure {
         let gone = matches!(errno, Errno::PIPE | Errno::CONNRESET);
-        match gone.then(|| self.hear()) {
-            Some(Ok(Heard::Failed(failure))) => failure,
-            _ => Failure {
-                what: "the other side of the container's set-up is gone".into(),
-                source: errno.into(),
-                program: false,
-            },
+        while gone {
+            match self.hear() {
+                Ok(Heard::Word(..)) => {}
+                Ok(Heard::Failed(failure)) => return failure,
+                Ok(Heard::End) | Err(_) => break,
+            }
+        }
+        Failure {
+            what: "the other side of the container's set-up is gone".into(),
+            source: errno.into(),
+            program: false,
         }
     }
 
@@ -267,6 +275,7 @@ mod tests {
     #[test]
     fn who_speaks_to_a_side_that_failed_gets_its_last_words() {
         let (parent, child) = Channel::pair().unwrap();
+        child.say(Word::Ready).unwrap();
         child.fail(&Failure::new("cannot enter the control group", "gone"));
         drop(child);
         let heard = parent.say_with(Word::Mapped, &[]).unwrap_err();

@@ -7,10 +7,11 @@
 //!     └──────────────────────────────────────────────────────────────────────┴─ Ready ─ limits ─ Go
 //! ```
 //!
-//! One clone, no helper processes, nothing mounted on the host. The caller becomes the parent of the
+//! One clone (two to make namespaces in a user namespace that exists: the child joins it, and makes its
+//! successor there), no helper processes, nothing mounted on the host. The caller becomes the parent of the
 //! container's first process and reaps it; this module reaps only a child it could not hand over.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use cgroup::{Cgroup, Layout};
@@ -226,10 +227,9 @@ impl Making {
             crate::state::process_start(self.record.pid).map_or(0, |(t, _)| t);
         self.dir.write(&self.record)?;
         if unattended {
-            // Said ahead: the child finds the word waiting, and neither process waits for the other. One
-            // that failed already does not hear it; why is heard below.
+            // Said ahead: the child finds the word waiting, and neither process waits for the other.
             self.rate(spec).map_err(at)?;
-            let _ = channel.say(Word::Go);
+            channel.say(Word::Go).map_err(at)?;
         }
         let console = self.attend(spec, &channel).map_err(at)?;
         if !unattended {
@@ -355,6 +355,7 @@ impl Making {
             None => None,
         };
         let flags = init.namespaces.clone_flags;
+        let succeeded = init.namespaces.inner_flags != 0;
         let left = init.namespaces.enter_before()?;
         let mask = sys::set_signal_mask(!0).ctx("cannot block signals")?;
         // SAFETY: `create` asks its callers to be single-threaded (see `Runtime::create`).
@@ -369,7 +370,30 @@ impl Making {
         self.record.pid = child.as_ref().map_or(0, |child| child.pid);
         self.child = child;
         restored.and(returned)?;
+        if succeeded {
+            self.take_successor(&ours)?;
+        }
         Ok(ours)
+    }
+
+    /// Waits until the child has made its successor, which is the child from then on.
+    fn take_successor(&mut self, channel: &Channel) -> Step<()> {
+        let heard = channel.hear()?;
+        let Heard::Word(Word::Successor, fds) = heard else {
+            return Err(init::unexpected(heard));
+        };
+        let missing = || Failure::new("cannot take over the container", "no process came along");
+        let pidfd = fds.into_iter().next().ok_or_else(missing)?;
+        let pid = pid_of(&pidfd)?;
+        let child = sys::Child { pid, pidfd };
+        self.record.pid = child.pid;
+        if let Some(first) = self.child.replace(child) {
+            rustix::io::retry_on_intr(|| {
+                rustix::process::waitid(WaitId::PidFd(first.pidfd.as_fd()), WaitIdOptions::EXITED)
+            })
+            .ctx("cannot reap the container's first process")?;
+        }
+        Ok(())
     }
 
     /// Gives the child what it cannot take itself: its ids, and what only they make possible.
@@ -485,6 +509,16 @@ impl Making {
     }
 }
 
+/// The number of a process that lives, by its descriptor (pidfd_open(2)).
+fn pid_of(pidfd: &OwnedFd) -> Step<i32> {
+    let what = "cannot find the number of the container's process";
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+    let text = std::fs::read_to_string(path).ctx(what)?;
+    let mut lines = text.lines();
+    let pid = lines.find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    pid.ok_or_else(|| Failure::new(what, "it is not in its descriptor's information"))
+}
+
 /// Whether the child can go all the way to its program without its parent: nothing is left to a
 /// `start`, no hook is run outside, and every resource limit is one that any process may set.
 fn runs_unattended(request: &CreateRequest) -> Step<bool> {
@@ -503,7 +537,7 @@ fn late_sources(plan: &mounts::Plan<'_>, spec: &Spec) -> bool {
     spec.linux.is_new(NamespaceKind::User) && plan.has_late()
 }
 
-fn explain_clone(errno: rustix::io::Errno) -> Failure {
+pub(crate) fn explain_clone(errno: rustix::io::Errno) -> Failure {
     let what = match errno {
         rustix::io::Errno::PERM => {
             "cannot make the container's namespaces (without root, add a namespace of type \"user\")"

@@ -128,8 +128,11 @@ impl Init<'_> {
         if let Some(cgroup) = self.cgroup.as_ref().filter(|_| !handed_over) {
             cgroups::enter_v1(cgroup)?;
         }
-        rustix::process::setsid().ctx("cannot start a session")?;
         self.namespaces.enter_joins()?;
+        if self.namespaces.inner_flags != 0 {
+            succeed(self.namespaces.inner_flags, channel)?;
+        }
+        rustix::process::setsid().ctx("cannot start a session")?;
         if linux.is_new(NamespaceKind::User) {
             let late = channel.expect(Word::Mapped)?;
             self.mounts.accept_late(late)?;
@@ -249,6 +252,18 @@ impl Init<'_> {
         }
         hooks::run("startContainer", &hooks, &self.state)
     }
+}
+
+/// Makes the process that goes on in the caller's place, in the new namespaces of `flags`, and leaves.
+/// Returns in that process.
+fn succeed(flags: u64, channel: &Channel) -> Step<()> {
+    // SAFETY: this process is a copy of one that was single-threaded.
+    let cloned = unsafe { sys::clone3_sibling(flags) };
+    let Some(child) = cloned.map_err(crate::create::explain_clone)? else {
+        return Ok(());
+    };
+    channel.say_with(Word::Successor, &[child.pidfd.as_fd()])?;
+    sys::exit_now(0)
 }
 
 /// Lets the parent run its hooks, then runs those of the container's namespaces.

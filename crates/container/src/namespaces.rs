@@ -76,6 +76,9 @@ impl Join {
 pub(crate) struct Plan {
     /// Flags for the clone.
     pub clone_flags: u64,
+    /// Flags for a second clone, by the child once it has joined: new namespaces belong to the user
+    /// namespace they are made in, and here that is one of those joined.
+    pub inner_flags: u64,
     /// Namespaces joined by the child. The pid namespace is not among them.
     pub joins: Vec<Join>,
     /// The pid namespace to join: takes effect for children, so the parent joins it.
@@ -93,6 +96,7 @@ pub(crate) struct Plan {
 pub(crate) fn plan(linux: &Linux) -> Step<Plan> {
     let mut plan = Plan {
         clone_flags: 0,
+        inner_flags: 0,
         joins: Vec::new(),
         pid: None,
         before: Vec::new(),
@@ -125,6 +129,9 @@ pub(crate) fn plan(linux: &Linux) -> Step<Plan> {
             _ if new_user => plan.before.push(join),
             _ => plan.joins.push(join),
         }
+    }
+    if linux.has(NamespaceKind::User) && !new_user {
+        plan.inner_flags = std::mem::take(&mut plan.clone_flags);
     }
     // The mount namespace last: it takes away the paths of the others.
     plan.joins

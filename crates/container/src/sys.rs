@@ -60,10 +60,8 @@ pub(crate) fn die_with_parent() -> Result<()> {
 /// As fork(2): the caller must have a single thread, since the child gets a copy of a heap whose locks
 /// nobody else could release.
 pub(crate) unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Child>> {
-    let mut pidfd: RawFd = -1;
     let mut args = CloneArgs {
-        flags: flags | libc::CLONE_PIDFD as u64,
-        pidfd: &raw mut pidfd as u64,
+        flags,
         exit_signal: libc::SIGCHLD as u64,
         ..CloneArgs::default()
     };
@@ -71,6 +69,30 @@ pub(crate) unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Resul
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = fd.as_raw_fd() as u64;
     }
+    // SAFETY: the caller vouches for being single-threaded.
+    unsafe { clone_with(args) }
+}
+
+/// As [`clone3`], but the new process is another child of the caller's parent, and signals its end as
+/// the caller does.
+///
+/// # Safety
+/// As [`clone3`].
+pub(crate) unsafe fn clone3_sibling(flags: u64) -> Result<Option<Child>> {
+    let args = CloneArgs {
+        flags: flags | libc::CLONE_PARENT as u64,
+        ..CloneArgs::default()
+    };
+    // SAFETY: the caller vouches for being single-threaded.
+    unsafe { clone_with(args) }
+}
+
+/// # Safety
+/// As [`clone3`].
+unsafe fn clone_with(mut args: CloneArgs) -> Result<Option<Child>> {
+    let mut pidfd: RawFd = -1;
+    args.flags |= libc::CLONE_PIDFD as u64;
+    args.pidfd = &raw mut pidfd as u64;
     // SAFETY: `args` is a valid clone_args of the size given; without CLONE_VM the child runs on its
     // own copy of this stack; the caller vouches for being single-threaded.
     let pid =

@@ -5,7 +5,9 @@
 
 mod common;
 
-use common::{Bed, cannot_run};
+use std::process::Command;
+
+use common::{Bed, cannot_run, skip};
 use serde_json::{Value, json};
 
 /// A container that sleeps, and its process id.
@@ -67,6 +69,119 @@ fn a_container_joins_the_namespaces_of_another_and_leaves_it_be() {
     assert_eq!(host.status("host"), "running");
     host.ok(&["delete", "-f", "host"]);
     host.assert_clean();
+}
+
+/// What a container that joins the user namespace of another sees: whose ids it has, that it is the first
+/// process of its own namespaces, and that these belong to the user namespace it joined, whose root may
+/// rename and mount in them.
+const RIGHTS: &str = "cat /proc/self/uid_map; echo $$; hostname inside && hostname; \
+    mount -t tmpfs none /data && echo mounted; id -u";
+
+#[test]
+fn new_namespaces_belong_to_the_user_namespace_joined() {
+    let test = "new_namespaces_belong_to_the_user_namespace_joined";
+    if cannot_run(test) {
+        return;
+    }
+    let mut owner = Bed::new();
+    let map = json!([{ "containerID": 0, "hostID": 300_000, "size": 65_536 }]);
+    let linux = &mut owner.config["linux"];
+    (linux["uidMappings"], linux["gidMappings"]) = (map.clone(), map);
+    push(linux, json!({ "type": "user" }));
+    owner.script("sleep 1000");
+    owner.write_config();
+    owner.ok(&["run", "-d", "owner"]);
+    let state: Value = serde_json::from_str(&owner.ok(&["state", "owner"])).unwrap();
+    let pid = state["pid"].as_i64().unwrap();
+
+    let mut guest = Bed::new();
+    let path = json!(format!("/proc/{pid}/ns/user"));
+    push(
+        &mut guest.config["linux"],
+        json!({ "type": "user", "path": path }),
+    );
+    for set in ["bounding", "effective", "permitted"] {
+        let set = &mut guest.config["process"]["capabilities"][set];
+        set.as_array_mut().unwrap().push(json!("CAP_SYS_ADMIN"));
+    }
+    let said = guest.output(RIGHTS);
+    let words: Vec<&str> = said.split_whitespace().collect();
+    let expected = ["0", "300000", "65536", "1", "inside", "mounted", "0"];
+    assert_eq!(words, expected, "{said}");
+    // A further process is in all of them.
+    guest.script("sleep 1000");
+    guest.write_config();
+    guest.ok(&["run", "-d", "c"]);
+    let inside = |name: &str| {
+        let path = format!("/proc/self/ns/{name}");
+        guest
+            .ok(&["exec", "c", "readlink", &path])
+            .trim()
+            .to_owned()
+    };
+    let ours = ["user", "uts"].map(inside);
+    let state: Value = serde_json::from_str(&guest.ok(&["state", "c"])).unwrap();
+    let first = state["pid"].as_i64().unwrap();
+    assert_eq!(ours.to_vec(), links(first, &["user", "uts"]));
+    assert_eq!(links(first, &["user"]), links(pid, &["user"]));
+    assert_ne!(links(first, &["uts"]), links(pid, &["uts"]));
+    guest.ok(&["delete", "-f", "c"]);
+    guest.assert_clean();
+    guest.script(RIGHTS);
+    match crun(guest) {
+        Some(theirs) => assert_eq!(said, theirs, "as crun does it"),
+        None => skip(test, "crun is not installed, or runs nothing here"),
+    }
+    owner.ok(&["delete", "-f", "owner"]);
+    owner.assert_clean();
+}
+
+#[test]
+fn what_a_joined_user_namespace_does_not_allow_is_refused_and_undone() {
+    if cannot_run("what_a_joined_user_namespace_does_not_allow") {
+        return;
+    }
+    let (owner, pid) = sleeper();
+    let mut guest = Bed::new();
+    // Not a user namespace: the child fails where it would have made its successor.
+    let path = json!(format!("/proc/{pid}/ns/net"));
+    push(
+        &mut guest.config["linux"],
+        json!({ "type": "user", "path": path }),
+    );
+    let (code, _, err) = guest.run();
+    assert_ne!(code, 0);
+    assert!(err.contains("user namespace"), "{err}");
+    guest.assert_clean();
+    owner.ok(&["delete", "-f", "host"]);
+    owner.assert_clean();
+}
+
+fn push(linux: &mut Value, namespace: Value) {
+    linux["namespaces"].as_array_mut().unwrap().push(namespace);
+}
+
+/// What crun's container says with the same bundle, but for control groups, which it must not even see:
+/// it refuses hosts that have both versions.
+fn crun(mut bed: Bed) -> Option<String> {
+    bed.config["ociVersion"] = json!("1.0.2");
+    bed.config["linux"]["cgroupsPath"].take();
+    let leave = |list: &mut Value| {
+        let list = list.as_array_mut().unwrap();
+        list.retain(|entry| entry["type"] != "cgroup");
+    };
+    leave(&mut bed.config["mounts"]);
+    leave(&mut bed.config["linux"]["namespaces"]);
+    bed.write_config();
+    let mut command = Command::new("unshare");
+    let script = "mount -t tmpfs none /sys/fs/cgroup && exec crun --root crun --cgroup-manager=disabled run theirs";
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
+    let output = command.current_dir(bed.dir.path()).output().ok()?;
+    eprint!("{}", common::text(&output.stderr));
+    output
+        .status
+        .success()
+        .then(|| common::text(&output.stdout))
 }
 
 #[test]
