@@ -104,12 +104,13 @@ class Machine:
         return reply
 
     def own_mib(self):
-        """Memory that the process has for itself: all but the guest's RAM, which is a memory file."""
+        """Memory that the process takes, in proportion where it is mapped twice: all but the guest's RAM, which is
+        a memory file."""
         kib, own = 0, True
         for line in Path(f"/proc/{self.process.pid}/smaps").read_text().splitlines():
             if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
                 own = "/memfd:guest-memory" not in line and "/memfd:memory-backend-memfd" not in line
-            elif own and line.startswith(("Private_Clean:", "Private_Dirty:")):
+            elif own and line.startswith("Pss:"):
                 kib += int(line.split()[1])
         return kib / 1024
 

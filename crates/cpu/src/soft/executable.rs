@@ -81,6 +81,26 @@ impl Executable {
             std::ptr::copy_nonoverlapping(code.as_ptr(), target.as_ptr(), code.len());
         }
     }
+
+    /// Returns whole pages behind `offset` to the kernel. They are zero when they are next written
+    /// to.
+    ///
+    /// # Safety
+    /// Nobody writes or executes these bytes meanwhile.
+    pub(in crate::soft) unsafe fn clear(&self, offset: usize) {
+        let first = offset.next_multiple_of(rustix::param::page_size());
+        let Some(bytes) = self.bytes.checked_sub(first) else {
+            return;
+        };
+        // SAFETY: within the mapping, and the caller keeps others away.
+        let _kept = unsafe {
+            libc::madvise(
+                self.writable.as_ptr().add(first).cast(),
+                bytes,
+                libc::MADV_REMOVE,
+            )
+        };
+    }
 }
 
 impl Drop for Executable {

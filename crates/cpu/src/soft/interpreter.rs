@@ -10,6 +10,7 @@ mod lockstep;
 use std::{
     io,
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
 use lockstep::Lockstep;
@@ -17,6 +18,7 @@ use lockstep::Lockstep;
 use super::{
     Core, Fault, Flow, Width,
     block::{Block, Blocks},
+    idle::{Verdict, Watch},
     op::RIP,
     translate::{self, Translator},
 };
@@ -29,6 +31,7 @@ pub struct Interpreter {
     translator: Option<Box<Translator>>,
     lockstep: Option<Box<Lockstep>>,
     instructions: u64,
+    watch: Watch,
 }
 
 /// How code is run.
@@ -80,6 +83,7 @@ impl Interpreter {
             translator: None,
             lockstep: None,
             instructions: 0,
+            watch: Watch::new(),
         }
     }
 
@@ -122,9 +126,33 @@ impl Interpreter {
         self.instructions
     }
 
-    /// Says that the guest has nothing to do.
-    pub fn rest(&mut self) {
+    /// Says that the guest has nothing to do. Is to be called again after the time it returns, if it
+    /// has nothing to do then either.
+    pub fn rest(&mut self) -> Option<Duration> {
         self.blocks.rest(self.instructions);
+        let is_large = self.translator.as_ref().is_some_and(|it| it.is_large());
+        if !is_large && !self.blocks.is_large() {
+            return None;
+        }
+        match self.watch.look() {
+            Verdict::Unknown(patience) => Some(patience),
+            Verdict::Idle => {
+                self.release();
+                None
+            }
+        }
+    }
+
+    /// Gives back all that was decoded and translated. What the guest goes on to execute is found
+    /// worth translating at once.
+    pub(super) fn release(&mut self) {
+        self.blocks.make_room();
+        if let Some(translator) = &mut self.translator {
+            translator.release(&mut self.core);
+        }
+        // SAFETY: gives unused pages back to the kernel.
+        #[cfg(target_env = "gnu")]
+        let _any_returned = unsafe { libc::malloc_trim(0) };
     }
 
     /// Runs until `attention` is not zero (looked at before each block), or something happens that

@@ -12,7 +12,8 @@
 //! - `native`: x87, SSE, AVX and the rest of user instructions, executed by the host's own units;
 //! - [`vector`]: the state `native` computes on;
 //! - [`lapic`] and [`clock`]: what interrupts it and what tells it the time;
-//! - `system`: everything that needs privilege or changes how code is run.
+//! - `system`: everything that needs privilege or changes how code is run;
+//! - [`idle`]: when to give back what was kept for speed.
 //!
 //! A handler sees one vCPU only. It either completes its instruction, or changes nothing the
 //! guest can see and returns a [`Fault`].
@@ -28,6 +29,7 @@ pub mod core;
 mod executable;
 pub mod fault;
 pub mod flags;
+mod idle;
 pub mod integer;
 pub mod interpreter;
 pub mod interrupt;

@@ -140,9 +140,9 @@ impl SoftVcpu {
             let core = &mut self.interpreter.core;
             if core.events.halted || core.events.waits_for_sipi {
                 core.park();
-                self.interpreter.rest();
+                let patience = self.interpreter.rest();
                 let core = &mut self.interpreter.core;
-                core.platform.apic.inbox().wait();
+                core.platform.apic.inbox().wait(patience);
                 core.unpark();
                 continue;
             }

@@ -11,7 +11,9 @@
 //!
 //! Each vCPU has its own cache; nothing here is shared. When the operations fill their budget
 //! everything is forgotten at once. The budget follows what the guest runs: it is doubled when it
-//! was filled so soon that decoding counts, and given back when it lasted long.
+//! was filled so soon that decoding counts, and given back when it lasted long. How often blocks were
+//! executed outlasts that: else what needs more than a budget, and comes round again and again, as a
+//! `fork` does, would never be found worth translating.
 
 pub(in crate::soft) mod decode;
 
@@ -29,7 +31,7 @@ use super::{Core, Fault, Op, op::Width};
 /// Chains of blocks: a power of two.
 const CHAINS: usize = 1 << 14;
 /// Operations kept at most, 40 bytes each and some 10 more for what finds them; half of it at first.
-const KEPT: usize = 48 << 10;
+const KEPT: usize = 20 << 10;
 /// A budget that is filled within as many instructions for each operation in it is too small:
 /// decoding an operation takes as long as executing some twenty.
 const SOON: u64 = 64;
@@ -82,7 +84,7 @@ impl Block {
         self.key & !(3 << 60)
     }
 
-    /// How often it was found since it was decoded.
+    /// How often it was found, as far as is remembered; 0 for an instruction that goes on in another page.
     #[inline(always)]
     #[must_use]
     pub fn heat(&self) -> u32 {
@@ -130,6 +132,9 @@ impl Hasher for AddressHasher {
 pub struct Blocks {
     /// For each chain the number of its first block, the one used last; 0 for none.
     heads: Box<[u32; CHAINS]>,
+    /// For each chain how often its blocks were executed before they were forgotten. That others are in
+    /// the same chain makes some be translated early, and nothing wrong.
+    heats: Box<[u8; CHAINS]>,
     /// All blocks; number 0 is [`Block::NONE`].
     blocks: Vec<Block>,
     /// For each block the number of the next in its chain.
@@ -163,6 +168,7 @@ impl Blocks {
     pub fn new(ram: Ram) -> Self {
         let mut blocks = Self {
             heads: Box::new([0; CHAINS]),
+            heats: Box::new([0; CHAINS]),
             blocks: Vec::new(),
             next: Vec::new(),
             crossings: HashMap::default(),
@@ -220,6 +226,10 @@ impl Blocks {
             block.heat = block.heat.saturating_add(1);
             return Ok(*block);
         }
+        if known.is_some() {
+            // It is other code now.
+            self.heats[chain(key)] = 0;
+        }
         if let Some(crossing) = self.crossings.get(&key).copied()
             && crossing.is_current(core, linear)?
         {
@@ -232,11 +242,16 @@ impl Blocks {
         let (block, second) = self.decode(core, linear, host, page)?;
         match second {
             Some(second) => {
+                // A translation is good as long as one page is, so it is never hot.
+                let block = Block { heat: 0, ..block };
                 self.crossings.insert(key, Crossing { block, second });
+                Ok(block)
             }
-            None => self.insert(block),
+            None => {
+                self.insert(block);
+                Ok(block)
+            }
         }
-        Ok(block)
     }
 
     /// Looks a key up and moves its block to the head of its chain.
@@ -282,15 +297,16 @@ impl Blocks {
         let generation = core.mark_code(page);
         let first = self.ops.len();
         let second = decode::decode(core, linear, host, &mut self.ops)?;
+        let key = key(host, core.width);
         let block = Block {
-            key: key(host, core.width),
+            key,
             // SAFETY: `first` is at most the length, and the vector never grows past the capacity
             // it was made with, so what it holds stays where it is.
             ops: unsafe { self.ops.as_ptr().add(first) },
             cell: core.ram.pages().generation_cell(page),
             generation,
             count: u32::try_from(self.ops.len() - first).unwrap_or(0),
-            heat: 1,
+            heat: 1 + u32::from(self.heats[chain(key)]),
         };
         Ok((block, second))
     }
@@ -323,8 +339,15 @@ impl Blocks {
         }
     }
 
-    /// Takes fresh memory, and returns what was written to.
-    fn make_room(&mut self) {
+    /// Whether what is kept is worth giving back.
+    #[must_use]
+    pub fn is_large(&self) -> bool {
+        self.ops.len() > KEPT / 4
+    }
+
+    /// Forgets all blocks and takes fresh memory for those to come; what was written to is returned.
+    pub fn make_room(&mut self) {
+        self.keep_heats();
         // Each block has an operation at least.
         self.blocks = Vec::with_capacity(KEPT + 1);
         self.next = Vec::with_capacity(KEPT + 1);
@@ -332,8 +355,20 @@ impl Blocks {
         self.forget();
     }
 
+    fn keep_heats(&mut self) {
+        for block in self.blocks.iter().skip(1) {
+            let kept = &mut self.heats[chain(block.key)];
+            *kept = block
+                .heat
+                .max(u32::from(*kept))
+                .try_into()
+                .unwrap_or(u8::MAX);
+        }
+    }
+
     /// Forgets all blocks.
     pub fn forget(&mut self) {
+        self.keep_heats();
         self.heads.fill(0);
         self.blocks.clear();
         self.blocks.push(Block::NONE);

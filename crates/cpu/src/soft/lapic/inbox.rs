@@ -1,8 +1,11 @@
 //! The half of a local APIC that others write to.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::{
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    time::Duration,
+};
 
-use rustix::thread::futex;
+use rustix::{thread::futex, time::Timespec};
 
 /// What a vCPU must do, most urgent first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,12 +117,16 @@ impl Inbox {
         }
     }
 
-    /// Sleeps until the attention word is set; at once where it is. To be called by the vCPU's
-    /// thread only. May return for nothing.
-    pub fn wait(&self) {
+    /// Sleeps until the attention word is set, for so long at most; not at all where it is set. To
+    /// be called by the vCPU's thread only. May return for nothing.
+    pub fn wait(&self, at_most: Option<Duration>) {
+        let at_most = at_most.map(|it| Timespec {
+            tv_sec: it.as_secs().cast_signed(),
+            tv_nsec: it.subsec_nanos().into(),
+        });
         self.sleeping.store(true, Ordering::SeqCst);
-        // EAGAIN: it was set. EINTR: by a signal, such as the timer's. Both are looked at next.
-        let _ = futex::wait(self.attention, futex::Flags::PRIVATE, 0, None);
+        // EAGAIN: it was set. EINTR: by a signal, such as the timer's. ETIMEDOUT. All are looked at next.
+        let _ = futex::wait(self.attention, futex::Flags::PRIVATE, 0, at_most.as_ref());
         self.sleeping.store(false, Ordering::SeqCst);
     }
 

@@ -345,7 +345,7 @@ fn halt(apic: &mut LocalApic) -> Event {
             return event;
         }
         assert!(started.elapsed() < Duration::from_secs(20), "nothing came");
-        apic.inbox().wait();
+        apic.inbox().wait(None);
     }
 }
 

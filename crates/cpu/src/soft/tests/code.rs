@@ -15,7 +15,7 @@ use super::{CODE, Nothing, assemble, core, get, put, run};
 use crate::{
     Exit, Partition, VcpuState,
     cpuid::Table,
-    soft::{Interpreter, SoftPartition},
+    soft::{Interpreter, SoftPartition, Tier},
     state::SegmentState,
 };
 
@@ -44,25 +44,32 @@ fn a_store_to_the_next_instruction_is_seen_by_it() {
 
 #[test]
 fn an_instruction_over_two_pages_follows_a_change_of_either() {
-    let mut core = core();
-    // mov eax, 0x11111111 with three bytes on the first page; hlt.
-    let start = CODE + 0xffd;
-    core.physical_write(start, &[0xb8, 0x11, 0x11]);
-    core.physical_write(start + 3, &[0x11, 0x11, 0xf4]);
-    let mut interpreter = Interpreter::new(core);
-    let mut result = |patch: Option<(u64, u8)>| {
-        if let Some((address, byte)) = patch {
-            interpreter.core.physical_write(address, &[byte]);
-        }
-        interpreter.core.set_rip(start);
-        interpreter.core.events.halted = false;
-        run(&mut interpreter).unwrap();
-        interpreter.core.regs[0]
+    let at_once = Tier::Translate {
+        threshold: 1,
+        chain: true,
     };
-    assert_eq!(result(None), 0x1111_1111);
-    assert_eq!(result(Some((start + 4, 0x22))), 0x2211_1111);
-    assert_eq!(result(Some((start + 1, 0x33))), 0x2211_1133);
-    assert_eq!(result(None), 0x2211_1133);
+    for tier in [Tier::Interpret, at_once] {
+        let mut core = core();
+        // mov eax, 0x11111111 with three bytes on the first page; hlt.
+        let start = CODE + 0xffd;
+        core.physical_write(start, &[0xb8, 0x11, 0x11]);
+        core.physical_write(start + 3, &[0x11, 0x11, 0xf4]);
+        let mut interpreter = Interpreter::new(core);
+        interpreter.set_tier(tier).unwrap();
+        let mut result = |patch: Option<(u64, u8)>| {
+            if let Some((address, byte)) = patch {
+                interpreter.core.physical_write(address, &[byte]);
+            }
+            interpreter.core.set_rip(start);
+            interpreter.core.events.halted = false;
+            run(&mut interpreter).unwrap();
+            interpreter.core.regs[0]
+        };
+        assert_eq!(result(None), 0x1111_1111);
+        assert_eq!(result(Some((start + 4, 0x22))), 0x2211_1111);
+        assert_eq!(result(Some((start + 1, 0x33))), 0x2211_1133);
+        assert_eq!(result(None), 0x2211_1133);
+    }
 }
 
 #[test]

@@ -22,6 +22,12 @@ impl Memory {
         self.0.address()
     }
 
+    /// Returns the memory behind `offset`, nothing of which is executed any more.
+    pub(super) fn clear(&mut self, offset: usize) {
+        // SAFETY: its owner alone has it, and executes nothing of it meanwhile.
+        unsafe { self.0.clear(offset) }
+    }
+
     /// Writes code, to be executed at `offset`.
     pub(super) fn write(&mut self, offset: usize, code: &[u8]) {
         // SAFETY: its owner alone has it, and executes nothing of it meanwhile.

@@ -82,6 +82,9 @@ const MOST_OPS: usize = 128 << 10;
 const SOON: Duration = Duration::from_millis(250);
 /// if it is so often in a row: what is executed only once, as the start of a program, fills any.
 const OFTEN: u32 = 4;
+/// Bytes of code that an idle guest may keep: what it does in between is not to be translated anew
+/// each time.
+const LARGE: usize = 1 << 20;
 /// Bytes of code that a block may become at most, with room to spare.
 const MOST_BYTES: usize = 32 << 10;
 
@@ -431,6 +434,23 @@ impl Translator {
         self.links.clear();
         self.ops.clear();
         self.used = self.start;
+    }
+
+    /// Whether what is kept is worth giving back.
+    pub(super) fn is_large(&self) -> bool {
+        self.used > LARGE
+    }
+
+    /// Forgets all, and returns the memory it took.
+    pub(super) fn release(&mut self, core: &mut Core) {
+        self.forget(core);
+        self.memory.clear(self.start);
+        self.ops = Vec::with_capacity(MOST_OPS);
+        self.entries = Map::default();
+        self.pages = Map::default();
+        self.links = Vec::new();
+        self.budget = LEAST_OPS;
+        self.soon = 0;
     }
 
     /// Translates a block of 64-bit code that begins at the current `rip`. Its page has the number

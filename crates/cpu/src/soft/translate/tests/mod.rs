@@ -77,6 +77,38 @@ fn calls_and_returns_find_their_way() {
 }
 
 #[test]
+fn what_was_given_back_is_translated_again() {
+    let mut core = core();
+    assemble(&mut core, 64, CODE, |a| {
+        let mut function = a.create_label();
+        let mut again = a.create_label();
+        a.mov(ecx, 100).unwrap();
+        a.set_label(&mut again).unwrap();
+        a.call(function).unwrap();
+        a.dec(ecx).unwrap();
+        a.jnz(again).unwrap();
+        a.hlt().unwrap();
+        a.set_label(&mut function).unwrap();
+        a.add(rax, rcx).unwrap();
+        a.ret().unwrap();
+    });
+    let mut interpreter = Interpreter::new(core);
+    interpreter.set_tier(Tier::default()).unwrap();
+    let mut translations = Vec::new();
+    for round in 1..=3 {
+        interpreter.core.set_rip(CODE);
+        interpreter.core.events.halted = false;
+        until_halt(&mut interpreter).unwrap();
+        assert_eq!(interpreter.core.regs[0], round * 5050);
+        translations.push(interpreter.counters().translations);
+        interpreter.release();
+    }
+    if translations[0] != 0 {
+        assert!(translations.is_sorted_by(|a, b| a < b), "{translations:?}");
+    }
+}
+
+#[test]
 fn flags_live_over_memory_accesses_stacks_and_jumps() {
     both(|a| {
         let mut again = a.create_label();
