@@ -15,12 +15,13 @@ use std::ops::Range;
 use iced_x86::{Instruction, Mnemonic, OpKind, RflagsBits};
 
 use super::{
-    emit::{Address, Assembler, GUEST_RSP, Jump, RAX, RBP, S0, S1, condition},
+    emit::{Address, Assembler, GUEST_RSP, Jump, RAX, RBP, RSP, S0, S1, condition},
     encoding::Encoding,
     form::{Class, Form, Forms, is_bit_string, is_moved},
-    interface::{SPILL_RAX, VECTORS, exit, guest},
+    interface::{EMPTY, SPILL_RAX, VECTORS, exit, guest},
     mode::Mode,
-    operand::{self, Access, find, host_of, is_plain, restore_flags},
+    operand::{self, Access, host_of, is_plain, look_up, restore_flags},
+    returns::go_to_target,
     thunks::Thunks,
 };
 use crate::soft::{Op, native::allow, op, vector::Unit};
@@ -82,12 +83,14 @@ pub(super) enum SlowKind {
     Attention,
     /// Jumps to another page.
     Distant(u64),
+    /// Drops all recorded calls.
+    DropCalls,
 }
 
 /// Writes a block.
 pub(super) struct Writer<'a> {
     pub(super) code: &'a mut Assembler,
-    thunks: Thunks,
+    pub(super) thunks: Thunks,
     pub(super) source: &'a Source<'a>,
     /// Operations whose handlers are called, which stay where they are.
     kept: &'a mut Vec<Op>,
@@ -322,7 +325,16 @@ impl<'a> Writer<'a> {
 
     /// Looks up the linear address in `r10`.
     pub(super) fn find(&mut self, index: usize, access: &Access) -> usize {
-        let jump = find(self.code, access);
+        let slow = self.look_up(index, access);
+        if access.keep_flags {
+            restore_flags(self.code);
+        }
+        slow
+    }
+
+    /// As [`Self::find`], but where flags are kept leaves them in `ax`.
+    fn look_up(&mut self, index: usize, access: &Access) -> usize {
+        let jump = look_up(self.code, access);
         self.slow.push(Slow {
             jump,
             kind: SlowKind::Handlers(index..index + 1, access.keep_flags, self.level),
@@ -331,9 +343,9 @@ impl<'a> Writer<'a> {
         self.slow.len() - 1
     }
 
-    /// Looks up the linear address in `r10` for several instructions, which have a handler each.
-    pub(super) fn find_for_all(&mut self, run: Range<usize>, access: &Access) -> usize {
-        let slow = self.find(run.start, access);
+    /// As [`Self::look_up`], for several instructions, which have a handler each.
+    pub(super) fn look_up_for_all(&mut self, run: Range<usize>, access: &Access) -> usize {
+        let slow = self.look_up(run.start, access);
         self.slow[slow].kind = SlowKind::Handlers(run, access.keep_flags, self.level);
         slow
     }
@@ -535,15 +547,6 @@ impl<'a> Writer<'a> {
         Some(())
     }
 
-    /// Jumps to the translation of the address in `r10`, or to the thunk for what has none.
-    fn jump_to_target(&mut self) {
-        let context = self.source.mode.context();
-        self.code.hash(super::interface::mask(context));
-        // jmp gs:[r11 * 8 + targets]
-        let targets = super::interface::targets(context);
-        self.code.gs_indexed(false, &[0xff], 4, S1, targets);
-    }
-
     /// Writes what follows the last instruction.
     pub(super) fn end(&mut self, forms: &[Form]) {
         let class = forms.last().map_or(Class::Handler, |it| it.class);
@@ -551,30 +554,33 @@ impl<'a> Writer<'a> {
         let untranslated = self.untranslated.last() == Some(&last);
         let instruction = &self.source.instructions[last];
         match class {
-            Class::Jump | Class::Call => self.exit(instruction.near_branch_target()),
+            Class::Jump => self.exit(instruction.near_branch_target()),
+            Class::Call => self.call_to(instruction.near_branch_target()),
             Class::JumpIf => {
                 let condition = instruction.condition_code() as u8;
                 let target = instruction.near_branch_target();
                 self.exit_if(condition, target);
                 self.exit(self.next_rip());
             }
-            Class::JumpIndirect | Class::CallIndirect | Class::Return if !untranslated => {
-                self.jump_to_target();
+            Class::JumpIndirect if !untranslated => {
+                go_to_target(self.code, self.source.mode.context(), false);
             }
+            Class::CallIndirect if !untranslated => self.call_target(),
+            Class::Return => self.return_to_target(),
             _ => self.exit(self.next_rip()),
         }
     }
 
-    fn is_near(&self, target: u64) -> bool {
+    pub(super) fn is_near(&self, target: u64) -> bool {
         target >> 12 == self.source.rip >> 12
     }
 
-    fn exit(&mut self, target: u64) {
+    pub(super) fn exit(&mut self, target: u64) {
         if self.is_near(target) {
             let jump = self.code.jump();
             self.note_exit(jump, target);
         } else {
-            self.distant(target);
+            self.distant(target, false);
         }
     }
 
@@ -592,18 +598,19 @@ impl<'a> Writer<'a> {
         }
     }
 
-    fn note_exit(&mut self, jump: Jump, target: u64) {
+    pub(super) fn note_exit(&mut self, jump: Jump, target: u64) {
         let back = target < self.next_rip();
         self.exits.push(Exit { jump, target, back });
     }
 
-    /// Jumps to another page.
-    fn distant(&mut self, target: u64) {
+    /// Jumps to another page, or calls what is there.
+    pub(super) fn distant(&mut self, target: u64, call: bool) {
         self.code.mov_value(S0, target);
         let slot = super::interface::target_slot(self.source.mode.context(), target);
-        // jmp gs:[target]
+        // jmp gs:[target], or call
+        let digit = if call { 2 } else { 4 };
         self.code
-            .gs(false, &[0xff], 4, super::interface::target(slot));
+            .gs(false, &[0xff], digit, super::interface::target(slot));
     }
 
     /// Writes the slow paths, behind all else.
@@ -632,9 +639,10 @@ impl<'a> Writer<'a> {
                     continue;
                 }
                 SlowKind::Distant(target) => {
-                    self.distant(target);
+                    self.distant(target, false);
                     continue;
                 }
+                SlowKind::DropCalls => self.code.load(RSP, EMPTY),
             }
             match slow.resume {
                 Some(resume) => self.code.jump_to(resume),

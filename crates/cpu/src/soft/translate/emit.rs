@@ -304,6 +304,40 @@ impl Assembler {
         self.dword(displacement as u32);
     }
 
+    /// `push` of a register.
+    pub(super) fn push(&mut self, reg: u8) {
+        self.rex(false, 0, 0, reg);
+        self.byte(0x50 | reg & 7);
+    }
+
+    /// `ret`.
+    pub(super) fn return_to_caller(&mut self) {
+        self.byte(0xc3);
+    }
+
+    /// `cmp reg, [rsp + displacement]`.
+    pub(super) fn compare_to_stack(&mut self, reg: u8, displacement: i32) {
+        let address = Address {
+            base: Some(RSP),
+            index: None,
+            displacement,
+        };
+        self.at(true, &[0x3b], reg, address);
+    }
+
+    /// `jcc` to a known address.
+    pub(super) fn jump_to_if(&mut self, condition: u8, target: usize) {
+        self.raw(&[0x0f, 0x80 | condition]);
+        self.relative(target);
+    }
+
+    /// `call` of what is not known yet.
+    pub(super) fn call_later(&mut self) -> Jump {
+        self.byte(0xe8);
+        self.dword(0);
+        Jump(self.bytes.len() - 4)
+    }
+
     /// `jmp` to what is not known yet.
     pub(super) fn jump(&mut self) -> Jump {
         self.byte(0xe9);

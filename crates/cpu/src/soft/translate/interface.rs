@@ -53,6 +53,9 @@ pub(in crate::soft) struct Interface {
     core: *mut Core,
     /// Where translated code goes on after a handler that branched.
     jump: usize,
+    /// The host's `rsp` where no call is recorded, and where there is no room for more.
+    empty: usize,
+    full: usize,
     /// The status flags, in their places.
     status: u64,
     /// All flags that `pushf` shows.
@@ -91,6 +94,8 @@ impl Default for Interface {
             clock: std::ptr::null(),
             core: std::ptr::null_mut(),
             jump: 0,
+            empty: 0,
+            full: 0,
             status: STATUS_FLAGS,
             shown: !(RF | VM),
             exit: 0,
@@ -136,6 +141,10 @@ pub(super) const WAITING: usize = THIS + offset_of!(Interface, waiting);
 pub(super) const CLOCK: usize = THIS + offset_of!(Interface, clock);
 pub(super) const CORE: usize = THIS + offset_of!(Interface, core);
 pub(super) const JUMP: usize = THIS + offset_of!(Interface, jump);
+/// Where no call is recorded: the host's `rsp`.
+pub(super) const EMPTY: usize = THIS + offset_of!(Interface, empty);
+/// Where there is no room to record one more.
+pub(super) const FULL: usize = THIS + offset_of!(Interface, full);
 /// The status flags, as a mask.
 pub(super) const STATUS_MASK: usize = THIS + offset_of!(Interface, status);
 /// The flags that `pushf` shows, as a mask.

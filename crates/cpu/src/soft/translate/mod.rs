@@ -14,6 +14,7 @@
 //! - [`form`]: what is known of an opcode; [`encoding`]: an instruction's bytes, taken apart;
 //! - [`emit`]: writes bytes; [`operand`]: writes what finds an operand; [`block`]: writes a block;
 //!   [`stack`] and [`system`]: write what of it pushes, pops, needs privilege or may fault;
+//!   [`returns`]: writes calls and returns;
 //! - [`mode`]: what a translation takes for granted;
 //! - [`thunks`], [`interface`]: the way in and out; [`cache`]: the memory of code;
 //! - [`counters`]: what happened how often; [`view`]: a block, for people.
@@ -37,6 +38,7 @@ mod form;
 pub(in crate::soft) mod interface;
 mod mode;
 mod operand;
+mod returns;
 mod stack;
 mod system;
 #[cfg(test)]

@@ -96,9 +96,9 @@ pub(super) fn address(code: &mut Assembler, instruction: &Instruction) {
 }
 
 /// From the linear address in `r10` to the host's there; destroys `r11`. Returns the jump that is
-/// taken when that is not known, or not permitted; then, where flags are kept, they are in `ax`,
-/// and `rax` is spilled.
-pub(super) fn find(code: &mut Assembler, access: &Access) -> Jump {
+/// taken when that is not known, or not permitted. Where flags are kept, they are then in `ax` on
+/// both ways, and `rax` is spilled.
+pub(super) fn look_up(code: &mut Assembler, access: &Access) -> Jump {
     if access.keep_flags {
         code.store(RAX, SPILL_RAX);
         code.flags_to_ax();
@@ -117,13 +117,10 @@ pub(super) fn find(code: &mut Assembler, access: &Access) -> Jump {
     };
     // add r10, page
     code.gs_indexed(true, &[0x03], S0, S1, TLB_HOST + context);
-    if access.keep_flags {
-        restore_flags(code);
-    }
     slow
 }
 
-/// Undoes what [`find`] did to keep the flags.
+/// Undoes what [`look_up`] did to keep the flags.
 pub(super) fn restore_flags(code: &mut Assembler) {
     code.flags_from_ax();
     code.load(RAX, SPILL_RAX);

@@ -7,10 +7,10 @@ use iced_x86::{FlowControl, OpKind};
 
 use super::{
     block::{Writer, stack},
-    emit::{Address, GUEST_RSP, S0, S1},
+    emit::{Address, GUEST_RSP, RAX, S0, S1},
     form::{Class, Form},
-    interface::guest,
-    operand::host_of,
+    interface::{SPILL_RAX, guest},
+    operand::{host_of, restore_flags},
 };
 use crate::soft::op;
 
@@ -70,8 +70,15 @@ impl Writer<'_> {
         );
         access.bytes = bytes as u32;
         self.code.lea(S0, GUEST_RSP, -bytes);
-        let slow = self.find_for_all(run.clone(), &access);
-        let mut calls = next.is_some();
+        let slow = self.look_up_for_all(run.clone(), &access);
+        let last = &self.source.instructions[run.end - 1];
+        let calls = next.is_some() || last.flow_control() == FlowControl::Call;
+        if calls {
+            self.make_room_for_call();
+        }
+        if access.keep_flags {
+            restore_flags(self.code);
+        }
         for (at, index) in run.enumerate() {
             let instruction = &self.source.instructions[index];
             let register = (instruction.op0_kind() == OpKind::Register && next.is_none())
@@ -86,7 +93,6 @@ impl Writer<'_> {
                     let value = if let Some(next) = next {
                         next
                     } else if instruction.flow_control() == FlowControl::Call {
-                        calls = true;
                         instruction.next_ip()
                     } else {
                         instruction.immediate(0)
@@ -98,7 +104,9 @@ impl Writer<'_> {
             self.code.at(true, &[0x89], from, word(count - 1 - at));
         }
         self.code.lea(GUEST_RSP, GUEST_RSP, -bytes);
-        if !calls {
+        if calls {
+            self.record_call();
+        } else {
             self.resume(slow);
         }
     }
@@ -113,7 +121,8 @@ impl Writer<'_> {
         Some(())
     }
 
-    /// Writes pops to registers, the last of which may be that of `ret`, which loads `r10`.
+    /// Writes pops to registers, the last of which may be that of `ret`, which loads `r10` and
+    /// leaves the flags in `ax`.
     fn pop_run(&mut self, run: Range<usize>) {
         let count = run.len();
         let mut bytes = WORD * count as i32;
@@ -124,12 +133,19 @@ impl Writer<'_> {
         );
         access.bytes = bytes as u32;
         self.code.mov(S0, GUEST_RSP);
-        let slow = self.find_for_all(run.clone(), &access);
-        let mut returns = false;
+        let slow = self.look_up_for_all(run.clone(), &access);
+        let last = &self.source.instructions[run.end - 1];
+        let returns = last.flow_control() == FlowControl::Return;
+        debug_assert!(
+            !returns || access.keep_flags,
+            "nobody knows who returns where"
+        );
+        if access.keep_flags && !returns {
+            restore_flags(self.code);
+        }
         for (at, index) in run.enumerate() {
             let instruction = &self.source.instructions[index];
             if instruction.flow_control() == FlowControl::Return {
-                returns = true;
                 if instruction.op_count() == 1 {
                     bytes += i32::from(instruction.immediate16());
                 }
@@ -140,6 +156,10 @@ impl Writer<'_> {
                 continue;
             };
             match host_of(number) {
+                Some(RAX) if returns => {
+                    self.code.at(true, &[0x8b], S1, word(at));
+                    self.code.store(S1, SPILL_RAX);
+                }
                 Some(host) => self.code.at(true, &[0x8b], host, word(at)),
                 None => {
                     self.code.at(true, &[0x8b], S1, word(at));

@@ -3,9 +3,11 @@
 use super::{
     emit::{Assembler, GUEST_RSP, RAX, RSP, S0, S1, condition},
     interface::{
-        CORE, EXIT, GUEST_RIP, JUMP, LIVE_MXCSR, RUN_MXCSR, STATUS, VECTORS, call_handler, exit,
-        guest, xmm, ymm_high,
+        CORE, EMPTY, EXIT, FULL, GUEST_RIP, JUMP, LIVE_MXCSR, RUN_MXCSR, STATUS, VECTORS,
+        call_handler, exit, guest, xmm, ymm_high,
     },
+    operand::restore_flags,
+    returns::{FRAME, FRAMES, go_to_target},
 };
 
 /// Guest registers that are in the host's of the same number.
@@ -29,6 +31,9 @@ pub(super) struct Thunks {
     pub(super) leave: usize,
     /// Jumped to with the guest's `rip` in `r10`: it is not among the targets.
     pub(super) miss: usize,
+    /// For each context of memory: jumped to with the target of a return in `r10` and the flags in
+    /// `ax`, where another call was recorded, or none.
+    pub(super) elsewhere: [usize; 3],
     /// Called with an operation in `r10` and its `rip` in `r11`; comes back if the guest goes on
     /// with the next instruction.
     pub(super) handler: usize,
@@ -40,16 +45,18 @@ pub(super) struct Thunks {
 pub(super) fn write(code: &mut Assembler) -> Thunks {
     let save_vectors = save_vectors(code);
     let vectors = [load_low(code), load_all(code)];
-    let enter = enter(code);
     let leave = leave(code, save_vectors);
     let miss = code.here();
     code.mov_value(S1, exit::MISS);
     code.jump_to(leave);
+    let enter = enter(code, miss);
+    let elsewhere = std::array::from_fn(|context| elsewhere(code, context));
     let handler = handler(code, save_vectors);
     Thunks {
         enter,
         leave,
         miss,
+        elsewhere,
         handler,
         vectors,
     }
@@ -91,12 +98,22 @@ fn load_mxcsr(code: &mut Assembler) {
     code.land(same);
 }
 
-fn enter(code: &mut Assembler) -> usize {
+/// The first call that is recorded is none: where a guest should return to its address all the
+/// same, which is in no address space, that is a `miss`.
+fn enter(code: &mut Assembler, miss: usize) -> usize {
+    const NOWHERE: u64 = 1 << 63;
     let entry = code.here();
     code.raw(&PUSH_SAVED);
     code.raw(&SUB_RSP_8);
+    for word in [NOWHERE, miss as u64] {
+        code.mov_value(S1, word);
+        code.push(S1);
+    }
     // wrgsbase rdi
     code.raw(&[0xf3, 0x48, 0x0f, 0xae, 0xdf]);
+    code.store(RSP, EMPTY);
+    code.lea(S1, RSP, -FRAMES);
+    code.store(S1, FULL);
     code.mov(S0, 6);
     code.gs(false, LDMXCSR.0, LDMXCSR.1, RUN_MXCSR);
     load(code);
@@ -114,9 +131,10 @@ fn leave(code: &mut Assembler, save_vectors: usize) -> usize {
     entry
 }
 
-/// Back to the caller of `enter`.
+/// Back to the caller of `enter`, whatever calls are recorded.
 fn back(code: &mut Assembler) {
-    code.raw(&ADD_RSP_8);
+    code.load(RSP, EMPTY);
+    code.lea(RSP, RSP, FRAME + 8);
     code.raw(&POP_SAVED);
     code.byte(RET);
 }
@@ -142,17 +160,23 @@ fn handler(code: &mut Assembler, save_vectors: usize) -> usize {
     // cmp eax, 2
     code.raw(&[0x83, 0xf8, 2]);
     let leave = code.jump_if(condition::NOT_EQUAL);
-    // Drops the address of the caller.
-    code.raw(&ADD_RSP_8);
+    // What was recorded may be of another mode; and drops the address of the caller.
+    code.load(RSP, EMPTY);
     load_mxcsr(code);
     load(code);
     code.load(S0, GUEST_RIP);
     // jmp gs:[jump]
     code.gs(false, &[0xff], 4, JUMP);
     code.land(leave);
-    // Drops the address of the caller.
-    code.raw(&ADD_RSP_8);
     back(code);
+    entry
+}
+
+fn elsewhere(code: &mut Assembler, context: usize) -> usize {
+    let entry = code.here();
+    code.load(RSP, EMPTY);
+    restore_flags(code);
+    go_to_target(code, context, false);
     entry
 }
 

@@ -1,5 +1,7 @@
 //! Whole programs, translated and interpreted: what single instructions do not show.
 
+mod returns;
+
 use std::sync::atomic::AtomicU32;
 
 use iced_x86::code_asm::*;
@@ -17,22 +19,29 @@ const AT_ONCE: Tier = Tier::Translate {
 /// Runs a program until it halts, translated and interpreted; both must end alike. Returns the
 /// translated core.
 fn both(write: impl Fn(&mut CodeAssembler)) -> Box<Core> {
-    let end = |tier| {
-        let mut interpreter = Interpreter::new(core());
-        assemble(&mut interpreter.core, 64, CODE, &write);
-        interpreter.set_tier(tier).unwrap();
-        let end = until_halt(&mut interpreter);
-        if tier == AT_ONCE && interpreter.counters().translations == 0 {
-            eprintln!("SKIP: the processor lacks what translations need");
-        }
-        (end, interpreter.core)
-    };
-    let (translated, interpreted) = (end(AT_ONCE), end(Tier::Interpret));
+    both_on(|core| assemble(core, 64, CODE, &write))
+}
+
+/// As [`both`], of whatever `set_up` makes of a core.
+fn both_on(set_up: impl Fn(&mut Core)) -> Box<Core> {
+    let (translated, interpreted) = (end(AT_ONCE, &set_up), end(Tier::Interpret, &set_up));
     assert_eq!(translated.0, interpreted.0);
     assert_eq!(translated.1.regs, interpreted.1.regs);
     assert_eq!(translated.1.flags, interpreted.1.flags);
     assert_eq!(translated.1.vector.state, interpreted.1.vector.state);
     translated.1
+}
+
+/// Runs whatever `set_up` makes of a core until it halts: how it ended, and the core.
+fn end(tier: Tier, set_up: impl Fn(&mut Core)) -> (Result<(), Fault>, Box<Core>) {
+    let mut interpreter = Interpreter::new(core());
+    set_up(&mut interpreter.core);
+    interpreter.set_tier(tier).unwrap();
+    let end = until_halt(&mut interpreter);
+    if tier == AT_ONCE && interpreter.counters().translations == 0 {
+        eprintln!("SKIP: the processor lacks what translations need");
+    }
+    (end, interpreter.core)
 }
 
 fn until_halt(interpreter: &mut Interpreter) -> Result<(), Fault> {

@@ -340,6 +340,7 @@ fn describe(kind: &SlowKind) -> String {
         SlowKind::Vectors(_) => "slow path: load the vector registers".to_owned(),
         SlowKind::Attention => "slow path: attention is wanted".to_owned(),
         SlowKind::Distant(target) => format!("to another page: {target:#x}"),
+        SlowKind::DropCalls => "slow path: too many calls are recorded".to_owned(),
     }
 }
 
@@ -360,13 +361,18 @@ fn exits(writer: &Writer<'_>, forms: &[Form]) -> Vec<Exit> {
     let next = writer.next_rip();
     let mut direct = Vec::new();
     match class {
-        Class::JumpIndirect | Class::CallIndirect | Class::Return => return vec![Exit::Computed],
-        Class::Jump | Class::Call => direct.push(instruction.near_branch_target()),
+        Class::JumpIndirect | Class::Return => return vec![Exit::Computed],
+        Class::CallIndirect => direct.push(next),
+        Class::Jump => direct.push(instruction.near_branch_target()),
+        Class::Call => direct.extend([instruction.near_branch_target(), next]),
         Class::JumpIf => direct.extend([instruction.near_branch_target(), next]),
         _ => direct.push(next),
     }
     direct.retain(|it| !is_near(*it));
     exits.extend(direct.into_iter().map(Exit::Distant));
+    if class == Class::CallIndirect {
+        exits.insert(0, Exit::Computed);
+    }
     exits
 }
 

@@ -34,6 +34,9 @@ impl Names {
         let places = [
             (thunks.leave, "leave"),
             (thunks.miss, "miss"),
+            (thunks.elsewhere[0], "return_elsewhere.user"),
+            (thunks.elsewhere[1], "return_elsewhere.supervisor"),
+            (thunks.elsewhere[2], "return_elsewhere.open"),
             (thunks.handler, "handler"),
             (thunks.vectors[0], "load_xmm"),
             (thunks.vectors[1], "load_ymm"),
@@ -93,6 +96,8 @@ fn fields() -> BTreeMap<u64, String> {
         (field::STATUS, "flags.status"),
         (field::CONTROL, "flags.control"),
         (field::ATTENTION, "attention"),
+        (field::EMPTY, "calls.empty"),
+        (field::FULL, "calls.full"),
         (field::WAITING, "waiting"),
         (field::CLOCK, "clock"),
         (field::STATUS_MASK, "status_mask"),
