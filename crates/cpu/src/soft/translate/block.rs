@@ -35,7 +35,7 @@ const ALL_FLAGS: u32 = RflagsBits::OF
     | RflagsBits::PF;
 
 /// Where a translation can be entered.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Entry {
     /// From the table of targets, with the address jumped to in `r10`: compares it.
     pub(super) indirect: usize,

@@ -16,7 +16,8 @@
 //!   [`stack`] and [`system`]: write what of it pushes, pops, needs privilege or may fault;
 //!   [`returns`]: writes calls and returns;
 //! - [`mode`]: what a translation takes for granted;
-//! - [`thunks`], [`interface`]: the way in and out; [`cache`]: the memory of code;
+//! - [`thunks`], [`interface`]: the way in and out; [`cache`]: the memory of code; [`index`]: finds
+//!   what is in it;
 //! - [`counters`]: what happened how often; [`view`]: a block, for people.
 //!
 //! [`Translator`] owns the translations of one vCPU. [`super::Interpreter`] asks it before it runs
@@ -35,6 +36,7 @@ mod counters;
 mod emit;
 mod encoding;
 mod form;
+mod index;
 pub(in crate::soft) mod interface;
 mod mode;
 mod operand;
@@ -47,8 +49,6 @@ mod thunks;
 pub mod view;
 
 use std::{
-    collections::HashMap,
-    hash::BuildHasherDefault,
     io,
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
@@ -64,19 +64,17 @@ use self::{
     cache::Memory,
     emit::Assembler,
     form::Forms,
+    index::{Index, Key},
     interface::{exit, target_slot},
     mode::Mode,
     thunks::Thunks,
 };
-use super::{
-    Core, Fault, Flow, Op,
-    block::{AddressHasher, Block},
-};
+use super::{Core, Fault, Flow, Op, block::Block};
 
 /// How often a block is interpreted before it is translated.
 pub const THRESHOLD: u32 = 16;
-/// Operations kept at first for the handlers that translations call: 40 bytes each, and as much
-/// again for what finds the translations.
+/// Operations kept at first for the handlers that translations call: 40 bytes each, and half
+/// as much for what finds the translations.
 const LEAST_OPS: usize = 16 << 10;
 /// Operations kept at most.
 const MOST_OPS: usize = 128 << 10;
@@ -89,31 +87,6 @@ const OFTEN: u32 = 4;
 const LARGE: usize = 1 << 20;
 /// Bytes of code that a block may become at most, with room to spare.
 const MOST_BYTES: usize = 32 << 10;
-
-type Map<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
-
-/// What a translation is found by: where its first byte lies on the host, the linear page it runs
-/// at, and the mode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Key {
-    host: u64,
-    page_and_mode: u64,
-}
-
-impl Key {
-    fn new(host: u64, rip: u64, mode: Mode) -> Self {
-        Self {
-            host,
-            page_and_mode: rip & !0xfff | u64::from(mode.number()),
-        }
-    }
-}
-
-/// The translations of one page.
-struct Page {
-    generation: u32,
-    keys: Vec<Key>,
-}
 
 /// A direct jump of a translation that is not linked yet: where its displacement is.
 struct Link(u32);
@@ -166,8 +139,7 @@ pub(super) struct Translator {
     /// How often in a row it was filled soon.
     soon: u32,
     forgotten_at: Instant,
-    entries: Map<Key, Entry>,
-    pages: Map<usize, Page>,
+    index: Index,
     links: Vec<Link>,
     pending: Option<Pending>,
     /// Places among the targets that hold translations, of users and of the supervisor.
@@ -211,6 +183,7 @@ impl Translator {
         memory.write(0, code.bytes());
         let start = code.len().next_multiple_of(64);
         Ok(Self {
+            index: Index::new(memory.address()),
             memory,
             used: start,
             start,
@@ -219,8 +192,6 @@ impl Translator {
             budget: LEAST_OPS,
             soon: 0,
             forgotten_at: Instant::now(),
-            entries: Map::default(),
-            pages: Map::default(),
             links: Vec::new(),
             pending: None,
             filled: [Vec::new(), Vec::new()],
@@ -267,7 +238,7 @@ impl Translator {
         }
         let key = Key::new(host, core.rip(), mode);
         let pending = self.pending.take();
-        let entry = *self.entries.get(&key)?;
+        let entry = self.index.get(&key)?;
         if let Some(pending) = pending
             && self.chain
             && (pending.rip, pending.mode) == (core.rip(), mode)
@@ -379,25 +350,20 @@ impl Translator {
         let stale: Vec<usize> = if self.seen + written.len() as u64 == changes {
             written
         } else {
-            let is_stale = |(page, it): (&usize, &Page)| {
-                (pages.generation(*page) != it.generation).then_some(*page)
-            };
-            self.pages.iter().filter_map(is_stale).collect()
+            let is_stale =
+                |&(page, generation): &(usize, u32)| pages.generation(page) != generation;
+            self.index.pages().filter(is_stale).map(|it| it.0).collect()
         };
         self.seen = changes;
         self.pending = None;
         for number in stale {
-            let Some(page) = self.pages.get(&number) else {
-                continue;
-            };
-            if page.generation == pages.generation(number) {
+            let generation = self.index.generation(number);
+            if generation.is_none_or(|it| it == pages.generation(number)) {
                 continue;
             }
-            for key in self.pages.remove(&number).map_or(Vec::new(), |it| it.keys) {
+            for entry in self.index.remove(number) {
                 core.counters().stale.increment();
-                if let Some(entry) = self.entries.remove(&key) {
-                    self.bar(&entry);
-                }
+                self.bar(&entry);
             }
         }
     }
@@ -431,8 +397,7 @@ impl Translator {
     fn forget(&mut self, core: &mut Core) {
         core.counters().flushes.increment();
         self.empty_targets(core);
-        self.entries.clear();
-        self.pages.clear();
+        self.index.clear();
         self.links.clear();
         self.ops.clear();
         self.used = self.start;
@@ -448,8 +413,7 @@ impl Translator {
         self.forget(core);
         self.memory.clear(self.start);
         self.ops = Vec::with_capacity(MOST_OPS);
-        self.entries = Map::default();
-        self.pages = Map::default();
+        self.index = Index::new(self.memory.address());
         self.links = Vec::new();
         self.budget = LEAST_OPS;
         self.soon = 0;
@@ -531,18 +495,13 @@ impl Translator {
         );
         let exits = std::mem::take(&mut writer.exits);
         for it in &exits {
-            let offset = it.target.wrapping_sub(source.rip);
-            let there = Key {
-                host: key.host.wrapping_add(offset),
-                ..key
-            };
             let known = if it.target == source.rip {
-                Some(&entry)
+                Some(entry)
             } else {
-                self.entries.get(&there)
+                self.index.get(&key.on_page(it.target))
             };
             match known {
-                Some(known) if self.chain => writer.linked(it, known),
+                Some(known) if self.chain => writer.linked(it, &known),
                 _ => {
                     writer.unlinked(it, exit::LINK + self.links.len() as u64);
                     self.links.push(Link::new(self.used + it.jump.0, it.back));
@@ -560,12 +519,7 @@ impl Translator {
         counters.host_bytes.add(length as u64);
         self.memory.write(self.used, self.code.bytes());
         self.used = (self.used + length).next_multiple_of(16);
-        self.entries.insert(key, entry);
-        let page = self.pages.entry(page).or_insert(Page {
-            generation,
-            keys: Vec::new(),
-        });
-        page.keys.push(key);
+        self.index.insert(key, &entry, page, generation);
     }
 }
 
