@@ -21,6 +21,7 @@ use super::{
     interface::{EMPTY, SPILL_RAX, VECTORS, exit, guest},
     mode::Mode,
     operand::{self, Access, host_of, is_plain, look_up, restore_flags},
+    retpoline,
     returns::go_to_target,
     thunks::Thunks,
 };
@@ -63,6 +64,8 @@ pub(super) struct Source<'a> {
     /// For each instruction, its operation.
     pub(super) ops: &'a [Op],
     pub(super) mode: Mode,
+    /// Bytes at [`super::retpoline::callee`], if they are to be looked at.
+    pub(super) callee: &'a [u8],
 }
 
 /// The slow path of an access, or of the vector registers.
@@ -149,6 +152,17 @@ pub(super) fn stack(context: usize, write: bool, keep_flags: bool) -> Access {
     }
 }
 
+/// The forms of a block's instructions.
+pub(super) fn forms_of(source: &Source<'_>, forms: &mut Forms) -> Vec<Form> {
+    let mut all: Vec<Form> = source.instructions.iter().map(|it| forms.get(it)).collect();
+    if let Some(last) = all.last_mut()
+        && let Some(register) = retpoline::register(source)
+    {
+        last.class = Class::Retpoline(register);
+    }
+    all
+}
+
 impl<'a> Writer<'a> {
     /// Writes all of it; direct jumps out of it are left to the caller. `kept` has room for an
     /// operation for each instruction.
@@ -159,7 +173,7 @@ impl<'a> Writer<'a> {
         forms: &mut Forms,
         kept: &'a mut Vec<Op>,
     ) -> (Self, Entry) {
-        let all: Vec<Form> = source.instructions.iter().map(|it| forms.get(it)).collect();
+        let all = forms_of(source, forms);
         let (mut writer, entry) = Self::begin(code, thunks, source, &all, kept);
         let mut index = 0;
         while index < all.len() {
@@ -292,6 +306,10 @@ impl<'a> Writer<'a> {
             Class::Leave => self.leave(index),
             Class::JumpIndirect => self.jump_indirect(index),
             Class::CallIndirect => self.call_indirect(index),
+            Class::Retpoline(register) => {
+                self.retpoline(index, register);
+                Some(())
+            }
             _ => None,
         };
         if done.is_none() {
@@ -562,7 +580,7 @@ impl<'a> Writer<'a> {
                 self.exit_if(condition, target);
                 self.exit(self.next_rip());
             }
-            Class::JumpIndirect if !untranslated => {
+            Class::JumpIndirect | Class::Retpoline(_) if !untranslated => {
                 go_to_target(self.code, self.source.mode.context(), false);
             }
             Class::CallIndirect if !untranslated => self.call_target(),

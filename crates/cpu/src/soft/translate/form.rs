@@ -60,6 +60,9 @@ pub(super) enum Class {
     Call,
     CallIndirect,
     Return,
+    /// A call that begins a retpoline, which jumps to the register of this number. Depends on more
+    /// than the opcode.
+    Retpoline(u8),
 }
 
 /// What depends on the opcode only.

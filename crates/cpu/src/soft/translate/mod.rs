@@ -14,7 +14,7 @@
 //! - [`form`]: what is known of an opcode; [`encoding`]: an instruction's bytes, taken apart;
 //! - [`emit`]: writes bytes; [`operand`]: writes what finds an operand; [`block`]: writes a block;
 //!   [`stack`] and [`system`]: write what of it pushes, pops, needs privilege or may fault;
-//!   [`returns`]: writes calls and returns;
+//!   [`returns`]: writes calls and returns; [`retpoline`]: and those that stand for a jump;
 //! - [`mode`]: what a translation takes for granted;
 //! - [`thunks`], [`interface`]: the way in and out; [`cache`]: the memory of code; [`index`]: finds
 //!   what is in it;
@@ -40,6 +40,7 @@ mod index;
 pub(in crate::soft) mod interface;
 mod mode;
 mod operand;
+mod retpoline;
 mod returns;
 mod stack;
 mod system;
@@ -446,6 +447,11 @@ impl Translator {
         }
         let rip = core.rip();
         self.decode(bytes, rip, count);
+        let mut callee = [0; retpoline::MOST_BYTES];
+        let callee = self.copy_callee(block, rip, &mut callee);
+        if !block.is_current() {
+            return;
+        }
         let agrees = self.instructions.len() == count
             && self
                 .instructions
@@ -464,9 +470,25 @@ impl Translator {
             instructions: &instructions,
             ops,
             mode,
+            callee,
         };
         self.write(core, &source, key, page, block.generation());
         self.instructions = instructions;
+    }
+
+    /// Copies what the call at the end of the block leads to. Where each translation is to come back
+    /// at its end, that is of no interest.
+    fn copy_callee<'a>(&self, block: &Block, rip: u64, to: &'a mut [u8]) -> &'a [u8] {
+        let last = self.instructions.last().filter(|_| self.chain);
+        let Some((target, length)) = last.and_then(|it| retpoline::callee(it, rip)) else {
+            return &[];
+        };
+        let host = block.host().wrapping_add(target.wrapping_sub(rip));
+        let to = &mut to[..length];
+        // SAFETY: they lie there, on the page that the block lies on. Should somebody change them
+        // meanwhile, the block is no longer current.
+        unsafe { std::ptr::copy_nonoverlapping(host as *const u8, to.as_mut_ptr(), length) };
+        to
     }
 
     fn decode(&mut self, bytes: &[u8], rip: u64, count: usize) {

@@ -1,5 +1,6 @@
 //! Whole programs, translated and interpreted: what single instructions do not show.
 
+mod retpoline;
 mod returns;
 
 use std::sync::atomic::AtomicU32;

@@ -14,12 +14,12 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
 
 use self::names::Names;
 use super::{
-    block::{SlowKind, Source, Writer},
+    block::{SlowKind, Source, Writer, forms_of},
     emit::Assembler,
     form::{Class, Form, Forms},
     interface::exit,
     mode::Mode,
-    thunks,
+    retpoline, thunks,
 };
 use crate::soft::{Op, Width, block::decode};
 
@@ -101,6 +101,8 @@ pub enum Plan {
     Guarded,
     /// It ends the block.
     Exit,
+    /// With what it calls it is a jump to a register, and becomes one.
+    Retpoline,
 }
 
 /// Where a block leads to.
@@ -167,6 +169,7 @@ pub fn view(request: Request<'_>) -> Result<View, ViewError> {
         instructions: &instructions,
         ops: &ops,
         mode: Mode::usual(request.user),
+        callee: callee(request, &instructions),
     };
     Ok(translated(request, &source))
 }
@@ -205,7 +208,7 @@ fn translated(request: Request<'_>, source: &Source<'_>) -> View {
     let base = HOST_BASE + code.len().next_multiple_of(PAGE);
     code.restart(base);
     let mut forms = Forms::new();
-    let forms: Vec<Form> = source.instructions.iter().map(|it| forms.get(it)).collect();
+    let forms = forms_of(source, &mut forms);
     let mut kept: Vec<Op> = Vec::with_capacity(source.ops.len());
     let (mut writer, entry) = Writer::begin(&mut code, thunks, source, &forms, &mut kept);
     let mut marks: Vec<Mark> = [
@@ -237,6 +240,7 @@ fn translated(request: Request<'_>, source: &Source<'_>) -> View {
             _ if count > 1 => Plan::LookedUpWith(count),
             Class::Nothing => Plan::LeftOut,
             Class::Jump | Class::JumpIf => Plan::Exit,
+            Class::Retpoline(_) => Plan::Retpoline,
             Class::Divide(_) | Class::InterruptFlag(true) => Plan::Guarded,
             _ if slow
                 .iter()
@@ -268,6 +272,17 @@ fn translated(request: Request<'_>, source: &Source<'_>) -> View {
         exits,
         host: pieces(&bytes, base, marks, names),
     }
+}
+
+/// What the call at the end of a block leads to, as far as that was given.
+fn callee<'a>(request: Request<'a>, instructions: &[Instruction]) -> &'a [u8] {
+    let last = instructions.last();
+    let Some((target, length)) = last.and_then(|it| retpoline::callee(it, request.address)) else {
+        return &[];
+    };
+    let at = target.wrapping_sub(request.address) as usize;
+    let bytes = request.bytes.get(at..).unwrap_or_default();
+    &bytes[..bytes.len().min(length)]
 }
 
 fn source_bytes<'a>(source: &Source<'a>, index: usize) -> &'a [u8] {
@@ -361,7 +376,7 @@ fn exits(writer: &Writer<'_>, forms: &[Form]) -> Vec<Exit> {
     let next = writer.next_rip();
     let mut direct = Vec::new();
     match class {
-        Class::JumpIndirect | Class::Return => return vec![Exit::Computed],
+        Class::JumpIndirect | Class::Retpoline(_) | Class::Return => return vec![Exit::Computed],
         Class::CallIndirect => direct.push(next),
         Class::Jump => direct.push(instruction.near_branch_target()),
         Class::Call => direct.extend([instruction.near_branch_target(), next]),

@@ -74,9 +74,24 @@ fn blocks() -> Vec<(&'static str, View)> {
             "a computed call",
             long(assembled(|a| a.call(qword_ptr(rax + 8)))),
         ),
+        ("a retpoline", long(assembled(retpoline))),
         ("32-bit code", of(&[0x8b, 0x03, 0x40, 0xc3], Width::Code32)),
         ("16-bit code", of(&[0x8b, 0x07, 0xeb, 0xfc], Width::Code16)),
     ]
+}
+
+/// As Linux has it, of `r11`.
+fn retpoline(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut trap = a.create_label();
+    let mut set = a.create_label();
+    a.call(set)?;
+    a.set_label(&mut trap)?;
+    a.pause()?;
+    a.lfence()?;
+    a.jmp(trap)?;
+    a.set_label(&mut set)?;
+    a.mov(ptr(rsp), r11)?;
+    a.ret()
 }
 
 #[test]

@@ -29,6 +29,7 @@ impl Display for Plan {
             Self::InRun => "with the one before",
             Self::Guarded => "guarded",
             Self::Exit => "exit",
+            Self::Retpoline => "address looked up, then the jump it stands for",
         })
     }
 }
