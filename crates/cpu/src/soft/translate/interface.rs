@@ -24,9 +24,10 @@ const OPEN_TARGETS: usize = 1 << 6;
 pub(super) const ALL_TARGETS: usize = 2 * TARGETS + OPEN_TARGETS;
 // Their numbers are kept as such.
 const _: () = assert!(ALL_TARGETS <= 1 << 16);
-/// The bits of an address by which it is found among the targets. The lowest two would leave half
-/// of the table to addresses that nothing is at.
-const LOWEST_BIT: u32 = 2;
+/// The lowest bit of an address by which it is found among the targets. Functions begin at multiples
+/// of 16, and returns mostly need no table: what lower bits tell apart is less than what higher ones
+/// do.
+const LOWEST_BIT: u32 = 4;
 
 /// Why translated code came back to Rust, besides the numbers of links.
 pub(super) mod exit {
