@@ -1,7 +1,7 @@
 //! Seed disks: what a guest's cloud-init is told, as a small disk it finds by its label.
 //!
-//! The NoCloud form of cloud-init: a file system labelled `cidata` with `meta-data`, `user-data` and
-//! `network-config` in its root (cloud-init's reference, "NoCloud"). FAT, since every kernel of a
+//! The NoCloud form of cloud-init: a file system labelled `cidata` with `meta-data`, `user-data`,
+//! `vendor-data` and `network-config` in its root (cloud-init's reference, "NoCloud"). FAT, since every kernel of a
 //! distribution reads it. Made before each start by whoever starts a machine; the same seed gives the same
 //! bytes. Knows nothing of instances, and never looks into the user data.
 
@@ -18,6 +18,8 @@ const LABEL: [u8; 11] = *b"cidata     ";
 /// What the file system takes besides its files.
 const OVERHEAD_BYTES: usize = 256 << 10;
 const SECTOR_BYTES: usize = 512;
+/// Data that asks for nothing.
+const NOTHING: &str = "#cloud-config\n{}\n";
 
 /// What a guest is told.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -52,7 +54,7 @@ pub struct SeedInterface {
 impl Seed {
     /// The files of the seed: name and content.
     #[must_use]
-    pub fn files(&self) -> [(&'static str, String); 3] {
+    pub fn files(&self) -> [(&'static str, String); 4] {
         let meta = json!({
             "instance-id": self.instance_id,
             "local-hostname": self.hostname,
@@ -62,10 +64,9 @@ impl Seed {
         [
             // JSON is YAML, with nothing to escape wrongly.
             ("meta-data", text(&meta)),
-            (
-                "user-data",
-                user.unwrap_or_else(|| "#cloud-config\n{}\n".to_owned()),
-            ),
+            ("user-data", user.unwrap_or_else(|| NOTHING.to_owned())),
+            // Releases differ in whether they miss it.
+            ("vendor-data", NOTHING.to_owned()),
             ("network-config", text(&self.network())),
         ]
     }
@@ -178,13 +179,20 @@ mod tests {
         assert_eq!(disk, seed().disk().unwrap(), "the same seed, another disk");
         let (label, files) = read(&disk);
         assert_eq!(label, "cidata");
-        let [(meta_name, meta), (user_name, user), (net_name, net)] = &files[..] else {
+        let [
+            (meta_name, meta),
+            (user_name, user),
+            vendor,
+            (net_name, net),
+        ] = &files[..]
+        else {
             panic!("{files:?}");
         };
         assert_eq!(
             [meta_name, user_name, net_name],
             ["meta-data", "user-data", "network-config"]
         );
+        assert_eq!(vendor, &("vendor-data".to_owned(), NOTHING.to_owned()));
         assert_eq!(user, "#cloud-config\npackages: [nginx]\n");
         let meta: Value = serde_json::from_str(meta).unwrap();
         assert_eq!(meta["local-hostname"], "box");
