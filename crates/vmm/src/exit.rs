@@ -28,8 +28,13 @@ pub enum StopReason {
     Reset,
     /// A triple fault: the guest's kernel is broken, or panicked without a console.
     TripleFault,
-    /// It was told to.
+    /// It was told to, over its control socket.
     Killed,
+    /// Somebody sent a signal to the process that watches over it.
+    Terminated {
+        /// Signal number.
+        signal: i32,
+    },
     /// It could not be started, or could not go on: no fault of the guest.
     Error {
         /// Every cause in one line.
@@ -51,6 +56,9 @@ impl std::fmt::Display for StopReason {
             Self::Reset => f.write_str("the guest reset itself; its kernel may have panicked"),
             Self::TripleFault => f.write_str("triple fault: the guest's kernel is broken"),
             Self::Killed => f.write_str("it was told to end"),
+            Self::Terminated { signal } => {
+                write!(f, "its process was told to end by signal {signal}")
+            }
             Self::Error { message } => f.write_str(message),
             Self::Crashed { signal } => {
                 write!(f, "its process was ended by signal {signal}")
@@ -76,11 +84,12 @@ impl StopReason {
     }
 
     /// The exit status of a process whose machine ended so: 0 for what the guest or the user
-    /// wanted, 1 otherwise.
+    /// wanted, for a signal what shells make of one (128 and its number), 1 otherwise.
     #[must_use]
     pub fn status(&self) -> u8 {
         match self {
             Self::PowerOff | Self::Reset | Self::Killed => 0,
+            Self::Terminated { signal } => 128_u8.wrapping_add(*signal as u8),
             Self::TripleFault | Self::Error { .. } | Self::Crashed { .. } => 1,
         }
     }

@@ -439,10 +439,12 @@ fn whatever_ends_a_machine_is_told() {
     run("killed");
     let front = daemon.inspect("killed").unwrap()["pid"].as_u64().unwrap();
     let machine = child_of(child_of(front));
-    let kill = std::process::Command::new("kill")
-        .args(["-9", &machine.to_string()])
-        .status();
-    assert!(kill.unwrap().success());
+    let kill = |signal: &str, process: u64| {
+        let mut kill = std::process::Command::new("kill");
+        let killed = kill.args([signal, &process.to_string()]).status();
+        assert!(killed.unwrap().success());
+    };
+    kill("-9", machine);
     until_so("the kill ends it", || {
         common::status(&daemon, "killed") == "stopped"
     });
@@ -453,6 +455,18 @@ fn whatever_ends_a_machine_is_told() {
     daemon.berth(&["start", "killed"]).unwrap();
     assert_eq!(daemon.run(&["exec", "killed", "true"]).unwrap().code, 0);
     daemon.berth(&["rm", "-f", "killed", "panics"]).unwrap();
+
+    // What watches over it is asked to end: no clean end, for the guest was not asked.
+    let front = daemon.inspect("killed").unwrap()["pid"].as_u64().unwrap();
+    kill("-15", child_of(front));
+    until_so("the signal ends it", || {
+        common::status(&daemon, "killed") == "stopped"
+    });
+    assert_eq!(daemon.inspect("killed").unwrap()["exit"]["code"], 143);
+    let said = daemon.berth(&["logs", "killed"]).unwrap();
+    assert!(said.contains("signal 15"), "{said}");
+    daemon.berth(&["start", "killed"]).unwrap();
+    assert_eq!(daemon.run(&["exec", "killed", "true"]).unwrap().code, 0);
 }
 
 #[test]

@@ -246,7 +246,10 @@ impl Session {
         say(&format!(
             "the virtual machine ended before its program: {reason}"
         ));
-        FAILED
+        match reason {
+            StopReason::Terminated { .. } => reason.status(),
+            _ => FAILED,
+        }
     }
 }
 

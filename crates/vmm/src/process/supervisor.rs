@@ -179,7 +179,7 @@ impl Child {
 
     /// Waits for its end; a signal to this process that asks for its end ends it.
     fn wait(self, signals: &Signals) -> Result<Ended, SuperviseError> {
-        let mut killed = false;
+        let mut asked = None;
         loop {
             let mut fds = [
                 PollFd::new(&self.pidfd, PollFlags::IN),
@@ -193,8 +193,7 @@ impl Child {
                 break;
             }
             if !fds[1].revents().is_empty() {
-                signals.take();
-                killed = true;
+                asked = asked.or(signals.take());
                 // It may have ended just now.
                 let _ended = pidfd_send_signal(&self.pidfd, Signal::KILL);
             }
@@ -202,8 +201,8 @@ impl Child {
         let status = waitpid(Some(self.pid), WaitOptions::empty())
             .map_err(failed("wait for the machine's process"))?;
         let signal = status.and_then(|(_, status)| status.terminating_signal());
-        match (killed, signal) {
-            (true, _) => Ok(StopReason::Killed.into()),
+        match (asked, signal) {
+            (Some(signal), _) => Ok(StopReason::Terminated { signal }.into()),
             (_, Some(signal)) => Ok(StopReason::Crashed { signal }.into()),
             (_, None) => Ok(self.read_report()),
         }
@@ -291,9 +290,13 @@ impl Signals {
         Ok(Self(unsafe { File::from_raw_fd(fd) }))
     }
 
-    fn take(&self) {
-        // One that is there is as good as several.
-        let _count = (&self.0).read(&mut [0; 1024]);
+    /// The first that is there, and the others with it, for one is as good as several.
+    fn take(&self) -> Option<i32> {
+        // Room for more than all of them; each begins with its number (`signalfd(2)`).
+        let mut records = [0; 1024];
+        let count = (&self.0).read(&mut records).ok()?;
+        let number = records[..count].first_chunk()?;
+        i32::try_from(u32::from_ne_bytes(*number)).ok()
     }
 
     /// In a child: lets signals do again what they do.

@@ -247,6 +247,15 @@ fn a_machine_whose_process_is_killed_leaves_a_record_and_one_without_supervisor_
     assert_eq!(record.reason, StopReason::Crashed { signal: 9 }, "{name}");
     assert_eq!(status, 1);
 
+    // Not a clean end either, though it was asked for: the guest was not.
+    let mut guest = Guest::start(&media, |_| ());
+    guest.expect("Linux version");
+    let pid = rustix::process::Pid::from_child(&guest.vmm);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let (record, status) = guest.ends();
+    assert_eq!(record.reason, StopReason::Terminated { signal: 15 });
+    assert_eq!(status, 128 + 15);
+
     let mut guest = Guest::start(&media, |_| ());
     guest.expect("Linux version");
     let pid = rustix::process::Pid::from_raw(guest.machine_pid()).unwrap();
