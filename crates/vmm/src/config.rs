@@ -196,6 +196,12 @@ pub struct ShareConfig {
     /// Whether changes are refused.
     #[serde(default)]
     pub read_only: bool,
+    /// How much the guest may read from its files.
+    #[serde(default)]
+    pub read_rate: Rate,
+    /// How much the guest may write to them.
+    #[serde(default)]
+    pub write_rate: Rate,
 }
 
 /// The socket to and from the host.
@@ -272,6 +278,11 @@ impl VmConfig {
         for disk in &mut self.disks {
             if let Some(limit) = limits.disks.iter().find(|it| it.id == disk.id) {
                 (disk.read_rate, disk.write_rate) = (limit.read, limit.write);
+            }
+        }
+        for share in &mut self.shares {
+            if let Some(limit) = limits.shares.iter().find(|it| it.id == share.tag) {
+                (share.read_rate, share.write_rate) = (limit.read, limit.write);
             }
         }
         for net in &mut self.nets {

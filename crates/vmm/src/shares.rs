@@ -67,12 +67,12 @@ impl Shares {
             .map(|(config, folder)| (folder.as_fd(), config.read_only))
     }
 
-    /// Gives them what serves them, in order and with their tags. After the process is locked up: what
+    /// Gives them what serves them, in order. After the process is locked up: what
     /// each may hold depends on its limits, and whom it may act for on its rights.
     ///
     /// # Errors
     /// When a folder cannot be looked at.
-    pub fn serve(self) -> io::Result<Vec<(String, Folder)>> {
+    pub fn serve(self) -> io::Result<Vec<(ShareConfig, Folder)>> {
         let limits = limits(self.folders.len());
         let Some(own) = self.own else {
             return Ok(Vec::new());
@@ -80,7 +80,7 @@ impl Shares {
         let folders = self.folders.into_iter().map(|(config, folder)| {
             let own = Descriptors::new(own.try_clone()?);
             let folder = Folder::new(folder, own, config.read_only, &limits)?;
-            Ok((config.tag, folder))
+            Ok((config, folder))
         });
         folders.collect()
     }

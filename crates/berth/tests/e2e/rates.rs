@@ -52,6 +52,15 @@ impl Pair {
         self.seconds("box", &format!("{write} conv=fsync 2>/dev/null"))
     }
 
+    /// To a folder of the host, past the guest's page cache.
+    fn shares(&self) -> f64 {
+        let write = format!(
+            "dd if=/dev/zero of=/host/file bs=64k count={}",
+            SECONDS * 16
+        );
+        self.seconds("box", &format!("{write} conv=fsync 2>/dev/null"))
+    }
+
     fn receives(&self) -> f64 {
         self.seconds("box", "wget -q -O /dev/null http://peer/file")
     }
@@ -66,6 +75,7 @@ impl Pair {
         let all = [
             ("write", write),
             ("read", read),
+            ("share", self.shares()),
             ("receive", self.receives()),
             ("send", self.sends()),
         ];
@@ -83,9 +93,10 @@ fn a_machines_disk_and_network_are_as_fast_as_they_may_be() {
     else {
         return;
     };
-    let launch = [
-        "launch", "--vm", "--memory", "128M", "--name", "box", "busybox",
-    ];
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let volume = format!("{}:/host", folder.path().display());
+    let launch = ["launch", "--vm", "--memory", "128M", "--name", "box"];
+    let launch = [&launch[..], &["--volume", &volume, "busybox"]].concat();
     daemon.berth(&launch).unwrap();
     let peer = ["run", "-d", "--name", "peer", "busybox", "sleep", "10000"];
     daemon.berth(&peer).unwrap();

@@ -168,6 +168,12 @@ fn description(guest: &Guest, machine: &GuestMachine, accel: Accel) -> Value {
         Some(_) => vec![INITRD.to_owned(), inside(GUEST_ARCHIVE)],
         None => Vec::new(),
     };
+    shares: Vec<Tagged>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct Tagged {
+    tag: String,
     let nets: Vec<Value> = machine
         .interface
         .iter()
@@ -181,6 +187,11 @@ fn description(guest: &Guest, machine: &GuestMachine, accel: Accel) -> Value {
             })
         })
         .collect();
+
+    /// What its folders of the host are called.
+    pub(super) fn shares(&self) -> impl Iterator<Item = &str> {
+        self.shares.iter().map(|it| &*it.tag)
+    }
     let mut disks = vec![json!({
         "id": DISK_SERIAL,
         "path": DISK,
@@ -205,7 +216,15 @@ fn description(guest: &Guest, machine: &GuestMachine, accel: Accel) -> Value {
     };
     let shares: Vec<Value> = shares(guest)
         .iter()
-        .map(|it| json!({ "tag": it.tag, "path": it.folder(), "read_only": it.read_only }))
+        .map(|it| {
+            json!({
+                "tag": it.tag,
+                "path": it.folder(),
+                "read_only": it.read_only,
+                "read_rate": limits::reads(&guest.limits),
+                "write_rate": limits::writes(&guest.limits),
+            })
+        })
         .collect();
     json!({
         "version": VERSION,
@@ -432,7 +451,7 @@ mod tests {
             assert_eq!(read.stdio == vmm::config::Stdio::Console, system);
             let started = Started::read(shared.path()).unwrap();
             assert_eq!((started.memory_bytes, started.vcpus), (256 << 20, 2));
-            assert!(started.is_networked());
+            assert!(started.is_networked() && started.shares().next().is_none());
         }
     }
 
@@ -521,6 +540,8 @@ mod tests {
             }),
             ..machine
         };
+        let started = Started::read(shared.path()).unwrap();
+        assert_eq!(started.shares().collect::<Vec<_>>(), ["mount1", "mount3"]);
         let read = |machine: &GuestMachine| {
             write(&guest, machine, Accel::Soft, shared.path()).unwrap();
             let text = fs::read(shared.path().join(FILE)).unwrap();

@@ -1,7 +1,8 @@
 //! What limits a machine: its process by its control group, its devices and vCPUs by itself.
 //!
-//! The disk is limited where the guest sees it, not where its process meets the host's: what the page
-//! cache absorbs counts too, and one request is one operation. Folders of the host are not limited.
+//! The disk and each folder of the host are limited where the guest sees them, not where its process meets
+//! the host's: what the page cache absorbs counts too, and one request is one operation. Each has the
+//! whole limit for itself.
 
 use model::{
     ByteSize,
@@ -9,7 +10,7 @@ use model::{
 };
 use serde_json::{Value, json};
 
-use super::config;
+use super::config::{self, Started};
 
 /// What the process may hold besides the guest's memory: its own, page tables, buffers, and the
 /// page cache of the disks it writes.
@@ -42,12 +43,12 @@ fn rate(bytes: Option<u64>, operations: Option<u64>, burst: Option<u64>) -> Valu
     })
 }
 
-/// What the guest may read from its root disk.
+/// What the guest may read, from its root disk and from each folder.
 pub(super) fn reads(limits: &Limits) -> Value {
     rate(limits.io.read_bps, limits.io.read_iops, None)
 }
 
-/// What the guest may write to its root disk.
+/// What the guest may write, likewise.
 pub(super) fn writes(limits: &Limits) -> Value {
     rate(limits.io.write_bps, limits.io.write_iops, None)
 }
@@ -73,10 +74,11 @@ pub(super) fn pinning(limits: &Limits, vcpus: u32) -> Vec<[u32; 1]> {
     cpus.into_iter().map(|cpu| [cpu]).collect()
 }
 
-/// The request to `berth-vmm` to keep to other limits, for a machine that was started with so many
-/// vCPUs, and a network card or not.
-pub(super) fn request(limits: &Limits, vcpus: u32, networked: bool) -> Value {
-    let nets = networked.then(|| {
+/// The request to `berth-vmm` to keep to other limits, for a machine by what it was started with.
+pub(super) fn request(limits: &Limits, started: &Started) -> Value {
+    let limited = |id: &str| json!({ "id": id, "read": reads(limits), "write": writes(limits) });
+    let shares: Vec<Value> = started.shares().map(limited).collect();
+    let nets = started.is_networked().then(|| {
         json!({
             "id": config::INTERFACE,
             "receive": ingress(limits),
@@ -85,13 +87,10 @@ pub(super) fn request(limits: &Limits, vcpus: u32, networked: bool) -> Value {
     });
     json!({
         "type": "set-limits",
-        "disks": [{
-            "id": config::DISK_SERIAL,
-            "read": reads(limits),
-            "write": writes(limits),
-        }],
+        "disks": [limited(config::DISK_SERIAL)],
+        "shares": shares,
         "nets": nets.into_iter().collect::<Vec<_>>(),
-        "pinning": pinning(limits, vcpus),
+        "pinning": pinning(limits, started.vcpus),
     })
 }
 
@@ -102,6 +101,17 @@ mod tests {
     use vmm::control::{Request, protocol};
 
     use super::*;
+
+    /// A machine with so many vCPUs, network cards and folders.
+    fn started(vcpus: u32, nets: Value, shares: Value) -> Started {
+        let text = json!({
+            "memory_bytes": 1 << 30,
+            "vcpus": vcpus,
+            "nets": nets,
+            "shares": shares,
+        });
+        serde_json::from_value(text).unwrap()
+    }
 
     #[test]
     fn the_machines_process_understands_what_it_is_asked() {
@@ -120,7 +130,10 @@ mod tests {
             },
             ..Limits::default()
         };
-        let understood: Request = serde_json::from_value(request(&asked, 2, true)).unwrap();
+        let understood: Request = {
+            let started = started(2, json!([{}]), json!([{ "tag": "mount0" }]));
+            serde_json::from_value(request(&asked, &started)).unwrap()
+        };
         let Request::SetLimits(limits) = understood else {
             panic!("{understood:?}");
         };
@@ -133,6 +146,8 @@ mod tests {
             ),
             (0, 2)
         );
+        let share = &limits.shares[0];
+        assert_eq!((&*share.id, share.read), ("mount0", disk.read));
         let net = &limits.nets[0];
         assert_eq!(net.receive.bytes_per_second, 3);
         assert_eq!(
@@ -140,7 +155,10 @@ mod tests {
             (4, 5)
         );
         assert_eq!(limits.pinning, Some(vec![vec![1], vec![3]]));
-        let none: Request = serde_json::from_value(request(&asked, 1, false)).unwrap();
+        let none: Request = {
+            let started = started(1, json!([]), json!([]));
+            serde_json::from_value(request(&asked, &started)).unwrap()
+        };
         let wanted = protocol::Limits {
             disks: limits.disks,
             pinning: Some(Vec::new()),

@@ -56,7 +56,7 @@ pub(crate) fn live_limits(guest: &Path, asked: &Limits) -> io::Result<Limits> {
 /// Has the process of a machine that runs keep to other limits of its devices and vCPUs.
 pub(crate) async fn set_limits(guest: &Path, asked: &Limits) -> Result<(), ControlError> {
     let started = config::Started::read(&directory(guest))?;
-    let request = limits::request(asked, started.vcpus, started.is_networked());
+    let request = limits::request(asked, &started);
     control::order(guest, &request).await
 }
 

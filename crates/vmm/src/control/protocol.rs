@@ -50,6 +50,8 @@ pub enum Request {
 pub struct Limits {
     /// Of disks.
     pub disks: Vec<DiskLimits>,
+    /// Of folders of the host, by their tags.
+    pub shares: Vec<DiskLimits>,
     /// Of network cards.
     pub nets: Vec<NetLimits>,
     /// For each vCPU the CPUs of the host it may run on; empty for all.
@@ -58,12 +60,12 @@ pub struct Limits {
     pub balloon_bytes: Option<u64>,
 }
 
-/// How fast a disk may be; what is left out is not limited. A limit of a kind that is not known here
+/// How fast a disk or a folder may be; what is left out is not limited. A limit of a kind that is not known here
 /// is refused, since one that silently does not hold is worse than none.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskLimits {
-    /// Which disk.
+    /// Which one.
     pub id: String,
     /// What the guest reads.
     #[serde(default)]

@@ -15,9 +15,12 @@ use std::{
     path::Path,
 };
 
-use devices::virtio::fs::{
-    Folder,
-    fuse::{Header, Name, Operation, ROOT, Reply, Request},
+use devices::virtio::{
+    Limits as Rate,
+    fs::{
+        Folder,
+        fuse::{Header, Name, Operation, ROOT, Reply, Request},
+    },
 };
 use rustix::{
     fs::{Mode, OFlags, ResolveFlags},
@@ -221,6 +224,8 @@ fn check_share(path: &Path, read_only: bool) -> i32 {
         tag: "data".to_owned(),
         path: path.to_owned(),
         read_only,
+        read_rate: Rate::default(),
+        write_rate: Rate::default(),
     };
     let shares = Shares::open(&[config], true).unwrap();
     let beside = File::open(path.parent().unwrap().join("secret")).unwrap();

@@ -251,6 +251,9 @@ impl Machine {
         let mut missing = Vec::new();
         let disks = limits.disks.iter().filter(|it| !self.virtio.limit_disk(it));
         missing.extend(disks.map(|it| format!("there is no disk {:?}", it.id)));
+        let shares = limits.shares.iter();
+        let shares = shares.filter(|it| !self.virtio.limit_share(it));
+        missing.extend(shares.map(|it| format!("there is no folder {:?}", it.id)));
         let nets = limits.nets.iter().filter(|it| !self.virtio.limit_net(it));
         missing.extend(nets.map(|it| format!("there is no network card {:?}", it.id)));
         match (limits.balloon_bytes, self.virtio.balloon()) {
@@ -272,6 +275,7 @@ impl Machine {
     pub fn limits(&self) -> Limits {
         Limits {
             disks: self.virtio.disk_limits(),
+            shares: self.virtio.share_limits(),
             nets: self.virtio.net_limits(),
             pinning: Some(self.pinning.clone()),
             balloon_bytes: None,

@@ -10,7 +10,7 @@ use devices::{
         balloon::{Balloon, BalloonControl},
         block::{Block, BlockControl, BlockOptions, FileDisk},
         entropy::Entropy,
-        fs::{Folder, Fs},
+        fs::{Folder, Fs, FsControl},
         net::{Net, NetControl, NetOptions, Port},
         pci::VirtioPci,
         vsock::{UnixDialer, Vsock, VsockOptions},
@@ -38,6 +38,7 @@ pub(super) struct Slots<'a> {
 pub(super) struct Virtio {
     functions: Vec<Arc<VirtioPci>>,
     disks: Vec<(String, BlockControl)>,
+    shares: Vec<(String, FsControl)>,
     nets: Vec<(String, NetControl)>,
     balloon: Option<BalloonControl>,
 }
@@ -120,9 +121,12 @@ impl Virtio {
     pub(super) fn add_share(
         &mut self,
         slots: &Slots<'_>,
-        tag: &str,
+        config: &crate::config::ShareConfig,
         folder: Folder,
+        let tag = &config.tag;
     ) -> Result<(), MachineError> {
+        fs.control().set_limits(config.read_rate, config.write_rate);
+        self.shares.push((tag.clone(), fs.control()));
         let fs = Fs::new(tag, folder, &slots.host).map_err(failed("share a folder"))?;
         self.plug(slots, tag, Box::new(fs))
     }
@@ -166,6 +170,14 @@ impl Virtio {
             .inspect(|(_, disk)| disk.set_limits(limit.read, limit.write))
             .is_some()
     }
+    /// Changes the limits of a folder; `false` if there is none of this tag.
+    pub(super) fn limit_share(&self, limit: &DiskLimits) -> bool {
+        let found = self.shares.iter().find(|(tag, _)| *tag == limit.id);
+        found
+            .inspect(|(_, share)| share.set_limits(limit.read, limit.write))
+            .is_some()
+    }
+
 
     /// Changes the limits of a network card; `false` if there is none of this name.
     pub(super) fn limit_net(&self, limit: &NetLimits) -> bool {
@@ -184,6 +196,16 @@ impl Virtio {
         });
         limits.collect()
     }
+    /// The limits of all folders.
+    pub(super) fn share_limits(&self) -> Vec<DiskLimits> {
+        let limits = self.shares.iter().map(|(tag, share)| {
+            let (read, write) = share.limits();
+            let id = tag.clone();
+            DiskLimits { id, read, write }
+        });
+        limits.collect()
+    }
+
 
     /// The limits of all network cards.
     pub(super) fn net_limits(&self) -> Vec<NetLimits> {
@@ -218,8 +240,8 @@ pub(super) fn build(
         virtio.add_net(slots, net, tap)?;
     }
     let shares = files.2.serve().map_err(failed("share folders"))?;
-    for (tag, folder) in shares {
-        virtio.add_share(slots, &tag, folder)?;
+    for (config, folder) in shares {
+        virtio.add_share(slots, &config, folder)?;
     }
     if let Some(config) = &config.vsock {
         virtio.add_vsock(slots, config.cid, vsock.0, vsock.1)?;

@@ -1,11 +1,12 @@
 //! The device.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use super::{
-    Folder, FsState,
+    Folder, FsControl, FsState,
     config::{self, MAX_TAG, QUEUES},
     handler::FsHandler,
+    rates::Rates,
 };
 use crate::virtio::{
     ActivateError, Activation, DeviceKind, Host, VirtQueue, VirtioDevice, Worker, read_config_bytes,
@@ -20,6 +21,7 @@ pub struct Fs {
     tag: String,
     /// While the worker does not have it.
     folder: Option<Folder>,
+    rates: Arc<Rates>,
     worker: Worker<FsHandler>,
 }
 
@@ -27,8 +29,8 @@ impl Fs {
     /// What names of threads begin with: they need other rights than those of other devices.
     pub const THREAD: &str = "share-";
 
-    /// Shows `folder` under a name of 1 to 36 bytes, by which the guest mounts it. Its thread is
-    /// started here.
+    /// Shows `folder` under a name of 1 to 36 bytes, by which the guest mounts it, without limits. Its
+    /// thread is started here.
     ///
     /// # Errors
     /// When the host gives no thread, or the name is none.
@@ -39,8 +41,15 @@ impl Fs {
         Ok(Self {
             tag: tag.to_owned(),
             folder: Some(folder),
+            rates: Arc::new(Rates::unlimited()),
             worker: Worker::spawn(&format!("{}{tag}", Self::THREAD), host)?,
         })
+    }
+
+    /// The handle to steer it with.
+    #[must_use]
+    pub fn control(&self) -> FsControl {
+        FsControl::new(&self.rates)
     }
 }
 
@@ -63,7 +72,8 @@ impl VirtioDevice for Fs {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let folder = self.folder.take().ok_or(ActivateError::Worker)?;
-        let handler = FsHandler::new(activation.queues, folder, activation.interrupt);
+        let rates = Arc::clone(&self.rates);
+        let handler = FsHandler::new(activation.queues, folder, rates, activation.interrupt);
         self.worker.start(handler)
     }
 

@@ -1,6 +1,6 @@
 //! Serves the queues: requests out of them, answers back into them.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use memory::GuestMemory;
 use rustix::{event::epoll::EventFlags, io::Errno};
@@ -10,8 +10,11 @@ use super::{
     fuse::{
         Header, IN_HEADER, MAX_ARGUMENTS, MAX_IO, OUT_HEADER, Operation, Reply, Request, WRITE_IN,
     },
+    rates::Rates,
 };
-use crate::virtio::{Buffers, Chain, Events, Handler, Interrupt, QueueError, VirtQueue, fd};
+use crate::virtio::{
+    Buffers, Chain, Events, Handler, Interrupt, QueueError, Served, VirtQueue, fd,
+};
 
 /// What serves a folder's queues.
 #[derive(Debug)]
@@ -19,6 +22,7 @@ pub(super) struct FsHandler {
     /// That of priority first.
     pub(super) queues: Vec<VirtQueue>,
     pub(super) folder: Folder,
+    rates: Arc<Rates>,
     interrupt: Arc<dyn Interrupt>,
     scratch: Scratch,
 }
@@ -34,29 +38,43 @@ impl FsHandler {
     pub(super) fn new(
         queues: Vec<VirtQueue>,
         folder: Folder,
+        rates: Arc<Rates>,
         interrupt: Arc<dyn Interrupt>,
     ) -> Self {
         Self {
             queues,
             folder,
+            rates,
             interrupt,
             scratch: Scratch::default(),
         }
     }
 
-    fn serve(&mut self) -> Result<(), QueueError> {
+    fn serve(&mut self, events: &mut Events) -> Result<(), QueueError> {
         let Self {
             queues,
             folder,
+            rates,
             scratch,
             ..
         } = self;
         for queue in queues {
             let index = queue.index();
-            queue.serve(|memory, chain| {
-                let served = scratch.serve(folder, memory, chain);
-                let no_room = |part| QueueError::Request { queue: index, part };
-                served.map(Some).map_err(no_room)
+            queue.serve_in_time(|memory, chain| {
+                let malformed = |part| QueueError::Request { queue: index, part };
+                let header = header(memory, chain).map_err(malformed)?;
+                let limiter = rates.limiter(&header);
+                if let Some(wait) = limiter.and_then(|it| it.admit(Instant::now())) {
+                    events.wake_after(wait);
+                    return Ok(Served::NotNow);
+                }
+                let (length, content) = scratch
+                    .serve(header, folder, memory, chain)
+                    .map_err(malformed)?;
+                if let Some(limiter) = limiter {
+                    limiter.charge(content);
+                }
+                Ok(Served::Done(length))
             })?;
         }
         Ok(())
@@ -69,11 +87,15 @@ impl Handler for FsHandler {
             let watched = events.watch(fd(queue.kick()), queue.index().into(), EventFlags::IN);
             watched.map_err(|source| queue.unwatched(source))?;
         }
-        self.serve()
+        self.serve(events)
     }
 
-    fn ready(&mut self, _: u64, _: EventFlags, _: &mut Events) -> Result<(), QueueError> {
-        self.serve()
+    fn ready(&mut self, _: u64, _: EventFlags, events: &mut Events) -> Result<(), QueueError> {
+        self.serve(events)
+    }
+
+    fn timeout(&mut self, events: &mut Events) -> Result<(), QueueError> {
+        self.serve(events)
     }
 
     fn interrupt(&self) -> &dyn Interrupt {
@@ -81,21 +103,24 @@ impl Handler for FsHandler {
     }
 }
 
+/// Takes the header of a request. What has no room for one is no request at all.
+fn header(memory: &GuestMemory, chain: &mut Chain) -> Result<Header, &'static str> {
+    let mut bytes = [0; IN_HEADER];
+    let read = chain.readable.read(memory, &mut bytes);
+    read.map_err(|_| "header")?;
+    Ok(Header::parse(&bytes))
+}
+
 impl Scratch {
-    /// Serves a request; says how many bytes its answer has. What has no room for the headers is no
-    /// request at all.
+    /// Serves a request; says how many bytes its answer has, and how many of content went either way.
+    /// What has no room for the header of an answer is no request.
     fn serve(
         &mut self,
+        header: Header,
         folder: &mut Folder,
         memory: &GuestMemory,
         chain: &mut Chain,
-    ) -> Result<u32, &'static str> {
-        let mut bytes = [0; IN_HEADER];
-        chain
-            .readable
-            .read(memory, &mut bytes)
-            .map_err(|_| "header")?;
-        let header = Header::parse(&bytes);
+    ) -> Result<(u32, u64), &'static str> {
         let Self { arguments, reply } = self;
         reply.clear();
         let request = take(header, memory, &mut chain.readable, arguments);
@@ -104,16 +129,16 @@ impl Scratch {
         {
             // Nobody waits to hear of a mistake.
             let _ = folder.call(request, 0, reply);
-            return Ok(0);
+            return Ok((0, 0));
         }
         let mut head = chain
             .writable
             .take(OUT_HEADER as u64)
             .map_err(|_| "answer")?;
         let answered = request.and_then(|it| answer(&it, folder, memory, chain, reply));
-        let (bytes, error) = match answered {
-            Ok(bytes) => (bytes, 0),
-            Err(error) => (0, -error.raw_os_error()),
+        let (bytes, content, error) = match answered {
+            Ok(Answered { bytes, content }) => (bytes, content, 0),
+            Err(error) => (0, 0, -error.raw_os_error()),
         };
         let length = u32::try_from(OUT_HEADER + bytes).unwrap_or(u32::MAX);
         let mut bytes = [0; OUT_HEADER];
@@ -121,7 +146,7 @@ impl Scratch {
         bytes[4..8].copy_from_slice(&error.to_le_bytes());
         bytes[8..].copy_from_slice(&header.unique.to_le_bytes());
         head.write(memory, &bytes).map_err(|_| "answer")?;
-        Ok(length)
+        Ok((length, content))
     }
 }
 
@@ -150,15 +175,24 @@ fn is_silent(operation: &Operation<'_>) -> bool {
     matches!(operation, Forget { .. } | BatchForget { .. } | Interrupt)
 }
 
-/// Does what is asked and puts the answer behind its header; says how many bytes it has.
+/// What became of a request.
+struct Answered {
+    /// Bytes of the answer behind its header.
+    bytes: usize,
+    /// Bytes of a file that were read or written.
+    content: u64,
+}
+
+/// Does what is asked and puts the answer behind its header.
 fn answer(
     request: &Request<'_>,
     folder: &mut Folder,
     memory: &GuestMemory,
     chain: &mut Chain,
     reply: &mut Reply,
-) -> Result<usize, Errno> {
+) -> Result<Answered, Errno> {
     let room = chain.writable.bytes();
+    let mut content = 0;
     match request.operation {
         Operation::Read {
             handle,
@@ -167,7 +201,9 @@ fn answer(
         } => {
             let wanted = room.min(size.min(MAX_IO).into());
             let buffers = chain.writable.take(wanted).map_err(|_| Errno::INVAL)?;
-            return folder.read(handle, offset, memory, &buffers);
+            let bytes = folder.read(handle, offset, memory, &buffers)?;
+            let content = bytes as u64;
+            return Ok(Answered { bytes, content });
         }
         Operation::Write {
             handle,
@@ -178,17 +214,26 @@ fn answer(
             if size > MAX_IO {
                 return Err(Errno::INVAL);
             }
-            let content = chain.readable.take(size.into()).map_err(|_| Errno::INVAL)?;
-            let written = folder.write((handle, offset), kill_privileges, memory, &content)?;
+            let buffers = chain.readable.take(size.into()).map_err(|_| Errno::INVAL)?;
+            let written = folder.write((handle, offset), kill_privileges, memory, &buffers)?;
             // Not more than was asked for, which is a number of 32 bits.
             reply.count(written as u32);
+            content = written as u64;
         }
-        _ => folder.call(request, usize::try_from(room).unwrap_or(usize::MAX), reply)?,
+        _ => {
+            folder.call(request, usize::try_from(room).unwrap_or(usize::MAX), reply)?;
+            if let (Operation::CopyRange { .. }, Some(count)) =
+                (&request.operation, reply.bytes().first_chunk())
+            {
+                content = u32::from_le_bytes(*count).into();
+            }
+        }
     }
     let bytes = reply.bytes();
     chain
         .writable
         .write(memory, bytes)
         .map_err(|_| Errno::OVERFLOW)?;
-    Ok(bytes.len())
+    let bytes = bytes.len();
+    Ok(Answered { bytes, content })
 }

@@ -14,10 +14,12 @@ mod device;
 mod folder;
 pub mod fuse;
 mod handler;
+mod rates;
 mod state;
 #[cfg(test)]
 mod tests;
 
 pub use device::Fs;
 pub use folder::{Descriptors, Folder, FolderLimits, keep_capabilities};
+pub use rates::FsControl;
 pub use state::FsState;

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     pci::PciFunction,
-    virtio::{Host, fuzzing, testing::Driver},
+    virtio::{Host, Limits, fuzzing, testing::Driver},
 };
 
 fn folder(path: &std::path::Path, limits: &FolderLimits) -> Folder {
@@ -23,6 +23,7 @@ fn folder(path: &std::path::Path, limits: &FolderLimits) -> Folder {
 /// A guest's driver, ready to ask.
 struct Guest {
     driver: Driver,
+    control: FsControl,
     unique: u64,
 }
 
@@ -34,9 +35,14 @@ impl Guest {
             &Host::default(),
         )
         .unwrap();
+        let control = fs.control();
         let mut driver = Driver::new(Box::new(fs));
         driver.start();
-        let mut guest = Self { driver, unique: 0 };
+        let mut guest = Self {
+            driver,
+            control,
+            unique: 0,
+        };
         guest.hello();
         guest
     }
@@ -52,13 +58,7 @@ impl Guest {
     /// Asks, and gives the answer, or the error number.
     fn ask(&mut self, opcode: u32, node: u64, parts: &[&[u8]], room: u32) -> Result<Vec<u8>, i32> {
         let body = parts.concat();
-        self.unique += 1;
-        let mut header = Vec::new();
-        header.extend((IN_HEADER as u32 + body.len() as u32).to_le_bytes());
-        header.extend(opcode.to_le_bytes());
-        header.extend(self.unique.to_le_bytes());
-        header.extend(node.to_le_bytes());
-        header.extend([0; 16]);
+        let header = self.header(opcode, node, body.len());
         // As Linux does, headers and pages in buffers of their own.
         let answer = self
             .driver
@@ -72,6 +72,18 @@ impl Guest {
                 Err(-error)
             }
         }
+    }
+
+    /// The header of the next request.
+    fn header(&mut self, opcode: u32, node: u64, body: usize) -> Vec<u8> {
+        self.unique += 1;
+        let mut header = Vec::new();
+        header.extend((IN_HEADER as u32 + body as u32).to_le_bytes());
+        header.extend(opcode.to_le_bytes());
+        header.extend(self.unique.to_le_bytes());
+        header.extend(node.to_le_bytes());
+        header.extend([0; 16]);
+        header
     }
 
     fn create(&mut self, name: &[u8]) -> (u64, u64) {
@@ -139,6 +151,39 @@ fn host_and_guest_see_each_others_content() {
         fs::metadata(place.path().join("copy")).unwrap().len(),
         1 << 20
     );
+}
+
+#[test]
+fn content_is_limited_each_way_until_the_limit_is_lifted_and_names_are_not() {
+    // What is over the limit at first would take days to be paid for.
+    let slowest = Limits {
+        bytes_per_second: 1,
+        ..Limits::default()
+    };
+    let place = tempfile::tempdir().unwrap();
+    let mut guest = Guest::new(place.path());
+    let (_, handle) = guest.create(b"f");
+    guest.control.set_limits(Limits::default(), slowest);
+    let large = vec![1; 1 << 20];
+    assert_eq!(
+        guest.write(handle, 0, &large),
+        Ok(1 << 20),
+        "the bucket is full at first"
+    );
+    // Reads and names pass, and neither writes nor copies.
+    assert_eq!(guest.read(handle, 0, 10).unwrap(), [1; 10]);
+    let (node, copy) = guest.create(b"copy");
+    let body = [handle, 0, node, copy, 0, 13, 0].map(u64::to_le_bytes);
+    let header = guest.header(47, node, body.concat().len());
+    guest.driver.add(1, &[&header, &body.concat()], &[16, 8]);
+    guest.driver.kick(1);
+    std::thread::sleep(std::time::Duration::from_millis(120));
+    assert!(guest.driver.try_answer(1).is_none());
+    let limits = guest.control.limits();
+    assert_eq!(limits, (Limits::default(), slowest));
+    guest.control.set_limits(slowest, Limits::default());
+    assert_eq!(word(&guest.driver.answer(1).data, 16), 13);
+    assert_eq!(guest.write(handle, 0, b"fine"), Ok(4));
 }
 
 #[test]

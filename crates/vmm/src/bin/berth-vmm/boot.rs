@@ -121,6 +121,8 @@ impl Arguments {
                 tag: format!("share{index}"),
                 path: path.clone(),
                 read_only: false,
+                read_rate: Limits::default(),
+                write_rate: Limits::default(),
             });
         VmConfig {
             version: CONFIG_VERSION,

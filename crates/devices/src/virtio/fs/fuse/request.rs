@@ -48,6 +48,18 @@ impl Header {
         }
     }
 
+    /// Whether it is a `FUSE_READ`, of the content of a file.
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        self.opcode == opcode::READ
+    }
+
+    /// Whether it is a `FUSE_COPY_FILE_RANGE`, by which content never meets the guest.
+    #[must_use]
+    pub fn is_copy(&self) -> bool {
+        self.opcode == opcode::COPY_FILE_RANGE
+    }
+
     /// Whether it is a `FUSE_WRITE`, whose content is not part of what is parsed.
     #[must_use]
     pub fn is_write(&self) -> bool {
