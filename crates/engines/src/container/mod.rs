@@ -229,6 +229,18 @@ impl ContainerEngine {
         told.map_err(|error| unasked(id, error))
     }
 
+    /// Has a machine that was prepared start with limits that were changed since.
+    async fn renew_machine(&self, guest: &Guest) -> Result<(), EngineError> {
+        let Some(machine) = &guest.machine else {
+            return Ok(());
+        };
+        let renewed = machine::renew(guest, machine, &self.guest_dir(guest.id));
+        match renewed.map_err(|error| failed(guest.id, "writing its limits", error))? {
+            true => self.set_limits(guest.id, &guest.limits).await,
+            false => Ok(()),
+        }
+    }
+
     async fn connect(&self, id: InstanceId) -> Result<Connection, EngineError> {
         Connection::open(&self.guest_dir(id))
             .await
@@ -382,6 +394,9 @@ impl Engine for ContainerEngine {
             (GuestState::Paused, Target::Running) => Request::Resume,
             _ => return Ok(seen),
         };
+        if matches!(request, Request::Start) {
+            self.renew_machine(guest).await?;
+        }
         self.ask(id, &request).await?;
         if matches!(request, Request::Resume)
             && machine::is_one(&self.guest_dir(id))

@@ -134,12 +134,46 @@ pub(super) fn write(
     fs::write(shared.join(FILE), text)
 }
 
+/// What of a description follows from limits.
+const LIMITED: [&str; 6] = [
+    "memory_bytes",
+    "vcpus",
+    "pinning",
+    "disks",
+    "nets",
+    "shares",
+];
+
+/// Describes a machine anew by the limits it has now, of which it was prepared for others and not started
+/// yet. Whether they are others.
+pub(super) fn renew(guest: &Guest, machine: &GuestMachine, shared: &Path) -> io::Result<bool> {
+    let path = shared.join(FILE);
+    let mut described: Value = serde_json::from_slice(&fs::read(&path)?)?;
+    // What executes it was chosen, and is open for it.
+    let mut now = description(guest, machine, machine.accel);
+    let mut others = false;
+    for field in LIMITED {
+        others |= described[field] != now[field];
+        described[field] = now[field].take();
+    }
+    if others {
+        fs::write(path, serde_json::to_vec_pretty(&described)?)?;
+    }
+    Ok(others)
+}
+
 /// What a machine was started with, and keeps.
 #[derive(Debug, serde::Deserialize)]
 pub(super) struct Started {
     pub(super) memory_bytes: u64,
     pub(super) vcpus: u32,
     nets: Vec<serde::de::IgnoredAny>,
+    shares: Vec<Tagged>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct Tagged {
+    tag: String,
 }
 
 impl Started {
@@ -152,6 +186,11 @@ impl Started {
     /// Whether it has a network card.
     pub(super) fn is_networked(&self) -> bool {
         !self.nets.is_empty()
+    }
+
+    /// What its folders of the host are called.
+    pub(super) fn shares(&self) -> impl Iterator<Item = &str> {
+        self.shares.iter().map(|it| &*it.tag)
     }
 }
 
@@ -168,12 +207,6 @@ fn description(guest: &Guest, machine: &GuestMachine, accel: Accel) -> Value {
         Some(_) => vec![INITRD.to_owned(), inside(GUEST_ARCHIVE)],
         None => Vec::new(),
     };
-    shares: Vec<Tagged>,
-}
-
-#[derive(Debug, serde::Deserialize)]
-struct Tagged {
-    tag: String,
     let nets: Vec<Value> = machine
         .interface
         .iter()
@@ -187,11 +220,6 @@ struct Tagged {
             })
         })
         .collect();
-
-    /// What its folders of the host are called.
-    pub(super) fn shares(&self) -> impl Iterator<Item = &str> {
-        self.shares.iter().map(|it| &*it.tag)
-    }
     let mut disks = vec![json!({
         "id": DISK_SERIAL,
         "path": DISK,
@@ -456,6 +484,27 @@ mod tests {
     }
 
     #[test]
+    fn limits_that_change_before_the_start_are_those_it_starts_with() {
+        let (mut guest, mut machine) = guest(true);
+        let shared = tempfile::tempdir().unwrap();
+        write(&guest, &machine, Accel::Soft, shared.path()).unwrap();
+        machine.accel = Accel::Auto;
+        assert!(!renew(&guest, &machine, shared.path()).unwrap());
+        guest.limits.io.read_iops = Some(100);
+        guest.limits.net.egress_bps = Some(1000);
+        (machine.vcpus, machine.memory_bytes) = (3, 512 << 20);
+        assert!(renew(&guest, &machine, shared.path()).unwrap());
+        let text = fs::read(shared.path().join(FILE)).unwrap();
+        let read = vmm::VmConfig::parse(&text).unwrap();
+        assert_eq!(read.disks[0].read_rate.operations_per_second, 100);
+        assert_eq!(read.nets[0].transmit_rate.bytes_per_second, 1000);
+        assert_eq!((read.vcpus, read.memory_bytes), (3, 512 << 20));
+        let described: Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!(described["accel"], "soft");
+        assert!(!renew(&guest, &machine, shared.path()).unwrap());
+    }
+
+    #[test]
     fn folders_are_shared_and_the_hosts_own_files_written() {
         let (mut guest, machine) = guest(false);
         let shared = tempfile::tempdir().unwrap();
@@ -491,6 +540,8 @@ mod tests {
         assert_eq!(read[0].tag, "mount1");
         assert_eq!(read[0].path, Path::new("/shares/mount1"));
         assert!(read[0].read_only);
+        let started = Started::read(shared.path()).unwrap();
+        assert_eq!(started.shares().collect::<Vec<_>>(), ["mount1", "mount3"]);
     }
 
     #[test]
@@ -540,8 +591,6 @@ mod tests {
             }),
             ..machine
         };
-        let started = Started::read(shared.path()).unwrap();
-        assert_eq!(started.shares().collect::<Vec<_>>(), ["mount1", "mount3"]);
         let read = |machine: &GuestMachine| {
             write(&guest, machine, Accel::Soft, shared.path()).unwrap();
             let text = fs::read(shared.path().join(FILE)).unwrap();

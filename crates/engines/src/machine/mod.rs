@@ -26,6 +26,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use engine::{Guest, GuestMachine};
 use model::instance::Limits;
 
 pub(crate) use agent::{Agent, AgentError};
@@ -51,6 +52,12 @@ pub(crate) fn is_one(guest: &Path) -> bool {
 pub(crate) fn live_limits(guest: &Path, asked: &Limits) -> io::Result<Limits> {
     let started = config::Started::read(&directory(guest))?;
     Ok(limits::of_group(asked, started.memory_bytes))
+}
+
+/// Has a machine that is about to start do so with the limits it has now; whether those are others
+/// than it was prepared for.
+pub(crate) fn renew(guest: &Guest, machine: &GuestMachine, directory: &Path) -> io::Result<bool> {
+    config::renew(guest, machine, &self::directory(directory))
 }
 
 /// Has the process of a machine that runs keep to other limits of its devices and vCPUs.
