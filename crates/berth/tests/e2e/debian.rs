@@ -5,7 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::ensure;
@@ -53,6 +53,19 @@ pub fn output(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
+/// This host's own apt, keeping what it fetches in `kept`.
+fn apt(kept: &Path) -> Command {
+    let mut apt = Command::new("apt-get");
+    for option in [
+        format!("Dir::Cache::archives={}", kept.display()),
+        "Debug::NoLocking=1".to_owned(),
+        "APT::Sandbox::User=root".to_owned(),
+    ] {
+        apt.args(["-qq", "-o", &option]);
+    }
+    apt
+}
+
 /// A folder that is a repository of `packages` and of all they need that the image does not have, as
 /// this host's own apt fetches them.
 fn repository(daemon: &Daemon, packages: &str) -> anyhow::Result<PathBuf> {
@@ -64,17 +77,10 @@ fn repository(daemon: &Daemon, packages: &str) -> anyhow::Result<PathBuf> {
     let installed = ["run", "--rm", "--network", "none", IMAGE];
     let installed = [&installed[..], &["cat", "/var/lib/dpkg/status"]].concat();
     fs::write(&status, daemon.berth(&installed)? + "\n")?;
-    let mut apt = Command::new("apt-get");
-    for option in [
-        format!("Dir::State::status={}", status.display()),
-        format!("Dir::Cache::archives={}", kept.display()),
-        "Debug::NoLocking=1".to_owned(),
-        "APT::Install-Recommends=0".to_owned(),
-        "APT::Sandbox::User=root".to_owned(),
-    ] {
-        apt.args(["-o", &option]);
-    }
-    apt.args(["-qq", "-y", "--download-only", "install"]);
+    let mut apt = apt(&kept);
+    apt.args(["-o", &format!("Dir::State::status={}", status.display())]);
+    apt.args(["-o", "APT::Install-Recommends=0"]);
+    apt.args(["-y", "--download-only", "install"]);
     output(apt.args(packages.split(' ')))?;
     for file in fs::read_dir(&kept)? {
         let file = file?.path();
@@ -89,9 +95,9 @@ fn repository(daemon: &Daemon, packages: &str) -> anyhow::Result<PathBuf> {
     Ok(served)
 }
 
-/// A machine `box` with a Debian, and a container that serves it `packages`; `None`, said loudly, where
-/// those cannot be had.
-fn machine_and_repository(test: &str, packages: &str) -> Option<Daemon> {
+/// A machine `box` of that size with a Debian, and a container that serves it `packages`; `None`, said
+/// loudly, where those cannot be had.
+fn machine_and_repository(test: &str, packages: &str, size: [&str; 2]) -> Option<Daemon> {
     let daemon = debian(test)?;
     let served = match repository(&daemon, packages) {
         Ok(served) => served,
@@ -112,8 +118,11 @@ fn machine_and_repository(test: &str, packages: &str) -> Option<Daemon> {
     ];
     let httpd = ["httpd", "-f", "-p", "80", "-h", "/srv"];
     daemon.berth(&[&serve[..], &httpd].concat()).unwrap();
-    let launch = "launch --vm --name box --cpus 2 --memory 1G --restart no --publish 8088:80";
-    let launch = launch.split(' ').chain([IMAGE]);
+    let [cpus, memory] = size;
+    let launch = "launch --vm --name box --restart no --publish 8088:80";
+    let launch = launch
+        .split(' ')
+        .chain(["--cpus", cpus, "--memory", memory, IMAGE]);
     daemon.berth(&launch.collect::<Vec<_>>()).unwrap();
     let sources = "rm -rf /etc/apt/sources.list*; \
         echo 'deb [trusted=yes] http://repository/ ./' > /etc/apt/sources.list; \
@@ -156,7 +165,7 @@ fn pages(daemon: &Daemon) -> [String; 2] {
 #[test]
 fn a_web_server_is_installed_in_a_machine_and_serves() {
     let test = "a_web_server_is_installed_in_a_machine_and_serves";
-    let Some(daemon) = machine_and_repository(test, "nginx-light") else {
+    let Some(daemon) = machine_and_repository(test, "nginx-light", ["2", "1G"]) else {
         return;
     };
     let began = Instant::now();
@@ -190,7 +199,7 @@ int main(void) {
 fn a_compiler_and_python_are_installed_in_a_machine_and_work() {
     let test = "a_compiler_and_python_are_installed_in_a_machine_and_work";
     let packages = "gcc libc6-dev python3";
-    let Some(daemon) = machine_and_repository(test, packages) else {
+    let Some(daemon) = machine_and_repository(test, packages, ["2", "1G"]) else {
         return;
     };
     let began = Instant::now();
@@ -215,5 +224,134 @@ fn a_compiler_and_python_are_installed_in_a_machine_and_work() {
         systemd-run -q python3 -m http.server --bind :: -d /srv/www 80",
     );
     assert_eq!(pages(&daemon), ["made by hand\n", "made by hand\n"]);
+    daemon.berth(&["rm", "-f", "box", "repository"]).unwrap();
+}
+
+/// Where the sources of Debian's packages are listed.
+const SOURCES: &str = "deb-src http://deb.debian.org/debian bookworm main\n";
+
+/// What is built, how, and the fewest tests of its own that must pass: a compressor, one whose tests are
+/// shell scripts and pipes, one that compiles at run time, and one full of hand-written assembly.
+const BUILT: [(&str, &str, usize); 4] = [
+    ("zlib", "./configure && make -j4 && make test", 3),
+    ("gzip", "./configure && make -j4 && make -j4 check", 20),
+    (
+        "pcre2",
+        "./configure --enable-jit && make -j4 && make -j4 check",
+        3,
+    ),
+    (
+        "gmp",
+        // Debian's release lacks its documentation, for the licence.
+        "mkdir doc; echo 'all check:' > doc/Makefile.in; \
+        ./configure --disable-shared && make -j4 && make -j4 check",
+        150,
+    ),
+];
+
+/// A folder with the sources of what is [`BUILT`], as their authors released them, fetched by this
+/// host's own apt.
+fn sources(daemon: &Daemon) -> anyhow::Result<PathBuf> {
+    let kept = common::cache().join("sources");
+    let lists = kept.join("lists");
+    fs::create_dir_all(lists.join("partial"))?;
+    fs::write(kept.join("sources.list"), SOURCES)?;
+    let apt = || {
+        let mut apt = apt(&kept);
+        for (option, value) in [
+            ("Dir::Etc::sourcelist", kept.join("sources.list")),
+            ("Dir::Etc::sourceparts", PathBuf::from("-")),
+            ("Dir::State::lists", lists.clone()),
+            ("Dir::Cache::srcpkgcache", PathBuf::new()),
+            ("Dir::Cache::pkgcache", PathBuf::new()),
+        ] {
+            apt.args(["-o", &format!("{option}={}", value.display())]);
+        }
+        apt
+    };
+    let fetched = daemon.root().join("sources");
+    fs::create_dir(&fetched)?;
+    output(apt().arg("update"))?;
+    let mut fetch = apt();
+    fetch.args(["--download-only", "source"]);
+    fetch.args(BUILT.iter().map(|(package, ..)| package));
+    output(fetch.current_dir(&fetched))?;
+    // What Debian changes in them would have their build systems made anew.
+    for file in fs::read_dir(&fetched)? {
+        let file = file?.path();
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        if !name.contains(".orig.tar.") || name.ends_with(".asc") {
+            fs::remove_file(&file)?;
+        }
+    }
+    Ok(fetched)
+}
+
+/// What a script in the machine said, however long it takes; fails as soon as the machine does not answer
+/// any more or the script fails.
+#[track_caller]
+fn patiently(daemon: &Daemon, name: &str, script: &str) -> String {
+    inside(
+        daemon,
+        &format!(
+            "cat > /root/{name}.sh <<'END'\n{script}\nEND\n\
+            systemd-run -q sh -c 'sh -e /root/{name}.sh > /root/{name}.log 2>&1; echo $? > /root/{name}.code'"
+        ),
+    );
+    let ended = format!("cat /root/{name}.code 2>/dev/null || true");
+    loop {
+        std::thread::sleep(Duration::from_secs(5));
+        let code = inside(daemon, &ended);
+        if code == "0\n" {
+            return inside(daemon, &format!("cat /root/{name}.log"));
+        }
+        let end = || inside(daemon, &format!("tail -n 100 /root/{name}.log"));
+        assert_eq!(code, "", "{name}: {}", end());
+    }
+}
+
+/// How many tests passed, by what zlib's `make test` and automake's `make check` say.
+fn passed(log: &str) -> usize {
+    log.lines()
+        .filter(|line| line.starts_with("PASS:") || line.contains("test OK ***"))
+        .count()
+}
+
+/// The soak of the software CPU: four processors that share memory compile, link and test for as long as
+/// that takes. `cargo test -p berth --test e2e soak -- --ignored --nocapture`.
+#[test]
+#[ignore = "takes half an hour: it builds and tests real packages in a machine; run it by name"]
+fn soak_real_packages_are_built_and_tested_by_four_processors() {
+    let test = "soak_real_packages_are_built_and_tested_by_four_processors";
+    let packages = "build-essential m4";
+    let Some(daemon) = machine_and_repository(test, packages, ["4", "2G"]) else {
+        return;
+    };
+    let sources = match sources(&daemon) {
+        Ok(sources) => sources,
+        Err(error) => return testkit::skip(test, &format!("no sources can be had: {error:#}")),
+    };
+    install(&daemon, packages);
+    let sources = sources.to_str().unwrap();
+    daemon.berth(&["cp", sources, "box:/root/sources"]).unwrap();
+    for (package, build, tests) in BUILT {
+        let began = Instant::now();
+        let unpack =
+            format!("mkdir /root/{package}; cd /root/{package}; tar -x --strip-components=1");
+        let script = format!("{unpack} -f ../sources/{package}_*; {build}");
+        let log = patiently(&daemon, package, &script);
+        let passed = passed(&log);
+        eprintln!("{package}: {passed} tests in {:.1?}", began.elapsed());
+        assert!(passed >= tests, "{package}: {passed} tests: {log}");
+    }
+    // All four processors are there, and neither the kernel nor a program complained.
+    assert_eq!(inside(&daemon, "nproc"), "4\n");
+    let words = "oops|BUG|WARNING|lockup|stall|hung task|segfault|general protection|trap |invalid opcode|Call Trace";
+    let complaints = format!("dmesg | grep -E '{words}' || true");
+    assert_eq!(inside(&daemon, &complaints), "");
+    assert_eq!(
+        inside(&daemon, "systemctl --failed --plain --no-legend"),
+        ""
+    );
     daemon.berth(&["rm", "-f", "box", "repository"]).unwrap();
 }
