@@ -29,8 +29,11 @@ pub(super) struct Findings {
 
 /// Looks at the host.
 pub(super) fn examine(vmm: &Path, cgroups: Check, pool: &dyn Pool) -> Findings {
-    let (machines, accel) = machines(vmm);
-    let mut checks = vec![cgroups, machines, volumes(pool)];
+    let answer = ask(vmm);
+    let (machines, accel) = machines(vmm, answer.as_ref());
+    let mut checks = vec![cgroups, machines];
+    checks.extend(answer.map(disks));
+    checks.push(volumes(pool));
     checks.extend(TOOLS.map(tool));
     Findings { checks, accel }
 }
@@ -44,10 +47,11 @@ fn check(name: &str, verdict: Verdict, found: impl Into<String>, advice: Option<
     }
 }
 
-/// What the machines' program says of the hardware.
+/// What the machines' program says of the host.
 #[derive(Deserialize)]
 struct Answer {
     kvm: Kvm,
+    io_uring: IoUring,
 }
 
 #[derive(Deserialize)]
@@ -57,8 +61,13 @@ struct Kvm {
     reason: Option<String>,
 }
 
-fn machines(vmm: &Path) -> (Check, Option<model::instance::Accel>) {
-    const NAME: &str = "virtual machines";
+#[derive(Deserialize)]
+struct IoUring {
+    usable: bool,
+    reason: Option<String>,
+}
+
+fn ask(vmm: &Path) -> Option<Answer> {
     let asked = Command::new(vmm)
         .arg("probe")
         .env_clear()
@@ -67,9 +76,13 @@ fn machines(vmm: &Path) -> (Check, Option<model::instance::Accel>) {
         .output();
     let answer = asked
         .ok()
-        .filter(|output| output.stdout.len() <= MAX_ANSWER);
-    let answer = answer.and_then(|output| serde_json::from_slice::<Answer>(&output.stdout).ok());
-    let Some(Answer { kvm }) = answer else {
+        .filter(|output| output.stdout.len() <= MAX_ANSWER)?;
+    serde_json::from_slice(&answer.stdout).ok()
+}
+
+fn machines(vmm: &Path, answer: Option<&Answer>) -> (Check, Option<model::instance::Accel>) {
+    const NAME: &str = "virtual machines";
+    let Some(Answer { kvm, .. }) = answer else {
         let found = format!("{} does not answer", vmm.display());
         let advice = "reinstall Berth; containers work without".to_owned();
         return (check(NAME, Verdict::Missing, found, Some(advice)), None);
@@ -85,12 +98,28 @@ fn machines(vmm: &Path) -> (Check, Option<model::instance::Accel>) {
     let found = "on the software CPU";
     let advice = format!(
         "slower than by the processor, which cannot be used: {}",
-        kvm.reason.unwrap_or_default()
+        kvm.reason.as_deref().unwrap_or_default()
     );
     (
         check(NAME, Verdict::Limited, found, Some(advice)),
         Some(model::instance::Accel::Soft),
     )
+}
+
+/// How machines' disks are read: one request of a queue after another works everywhere.
+fn disks(answer: Answer) -> Check {
+    const NAME: &str = "disks of virtual machines";
+    let IoUring { usable, reason } = answer.io_uring;
+    if usable {
+        let found = "reads overlap by io_uring";
+        return check(NAME, Verdict::Ok, found, None);
+    }
+    let advice = format!(
+        "slower where much is read at once; io_uring cannot be used: {}",
+        reason.unwrap_or_default()
+    );
+    let found = "reads follow one another in each queue";
+    check(NAME, Verdict::Limited, found, Some(advice))
 }
 
 fn volumes(pool: &dyn Pool) -> Check {

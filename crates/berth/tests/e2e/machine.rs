@@ -142,6 +142,7 @@ fn a_machine_is_used_as_a_container_is() {
     assert!(daemon.berth(&["top", "box"]).unwrap().contains("sleep"));
     assert!(daemon.berth(&["list"]).unwrap().contains("box"));
     what_executes_it_is_counted(&daemon);
+    its_disk_is_read_by_io_uring_where_the_host_has_it(&daemon);
 
     // Files, both ways.
     let place = tempfile::tempdir().unwrap();
@@ -454,7 +455,6 @@ fn whatever_ends_a_machine_is_told() {
     // Others are not touched, and it can start again.
     daemon.berth(&["start", "killed"]).unwrap();
     assert_eq!(daemon.run(&["exec", "killed", "true"]).unwrap().code, 0);
-    daemon.berth(&["rm", "-f", "killed", "panics"]).unwrap();
 
     // What watches over it is asked to end: no clean end, for the guest was not asked.
     let front = daemon.inspect("killed").unwrap()["pid"].as_u64().unwrap();
@@ -467,6 +467,7 @@ fn whatever_ends_a_machine_is_told() {
     assert!(said.contains("signal 15"), "{said}");
     daemon.berth(&["start", "killed"]).unwrap();
     assert_eq!(daemon.run(&["exec", "killed", "true"]).unwrap().code, 0);
+    daemon.berth(&["rm", "-f", "killed", "panics"]).unwrap();
 }
 
 #[test]
@@ -671,6 +672,30 @@ fn what_executes_it_is_counted(daemon: &Daemon) {
         table.contains("translations") && table.contains("NOT TRANSLATED"),
         "{table}"
     );
+}
+
+/// Of the machine `box` that runs: its jail does not keep it from what doctor says there is.
+fn its_disk_is_read_by_io_uring_where_the_host_has_it(daemon: &Daemon) {
+    if !daemon.berth(&["doctor"]).unwrap().contains("by io_uring") {
+        return testkit::skip("its_disk_is_read_by_io_uring", "the host has none for it");
+    }
+    let front = daemon.inspect("box").unwrap()["pid"].as_u64().unwrap();
+    let process = format!("/proc/{}", child_of(child_of(front)));
+    let open = std::fs::read_dir(format!("{process}/fd")).unwrap();
+    let rings = open.filter_map(|file| {
+        let file = file.unwrap();
+        let is_ring = std::fs::read_link(file.path()).is_ok_and(|it| it.ends_with("[io_uring]"));
+        let name = file.file_name().into_string().unwrap();
+        is_ring.then(|| std::fs::read_to_string(format!("{process}/fdinfo/{name}")).unwrap())
+    });
+    let rings: Vec<String> = rings.collect();
+    assert_eq!(rings.len(), 2, "one for each vCPU's queue: {rings:?}");
+    // Its file system was read to boot.
+    let taken = |ring: &String| {
+        let line = ring.lines().find_map(|line| line.strip_prefix("SqHead:"));
+        line.unwrap().trim().parse::<u64>().unwrap()
+    };
+    assert!(rings.iter().map(taken).sum::<u64>() > 0, "{rings:?}");
 }
 
 fn seconds_now() -> u64 {

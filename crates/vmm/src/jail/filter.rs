@@ -222,8 +222,11 @@ impl ThreadKind {
         if !requests.is_empty() {
             rules.push(only("ioctl", 1, &requests));
         }
-        if self == Self::Vsock {
-            rules.push(only("socket", 0, &[libc::AF_UNIX as u64]));
+        match self {
+            Self::Vsock => rules.push(only("socket", 0, &[libc::AF_UNIX as u64])),
+            // On the rings there are, which are held to reads of their disks: none can be made or changed.
+            Self::Device => rules.push(only("io_uring_enter", 3, &IO_URING_ENTER)),
+            _ => {}
         }
         rules
     }
@@ -245,6 +248,8 @@ impl ThreadKind {
     }
 }
 
+/// To submit, and to submit and wait (`IORING_ENTER_GETEVENTS`).
+const IO_URING_ENTER: [u64; 2] = [0, 1];
 /// Names of anonymous memory, which glibc and Rust may set.
 const PR_SET_VMA: u64 = 0x5356_4d41;
 /// Makes a file non-blocking.

@@ -69,8 +69,7 @@ impl Virtio {
                 queues: u16::try_from(queues).unwrap_or(u16::MAX),
                 read_limits: config.read_rate,
                 write_limits: config.write_rate,
-                // What a ring does passes by the filter on system calls.
-                ring: false,
+                ring: true,
             };
             Block::new(Arc::new(FileDisk::new(file)?), &options, &slots.host)
         };
@@ -123,11 +122,11 @@ impl Virtio {
         slots: &Slots<'_>,
         config: &crate::config::ShareConfig,
         folder: Folder,
-        let tag = &config.tag;
     ) -> Result<(), MachineError> {
+        let tag = &config.tag;
+        let fs = Fs::new(tag, folder, &slots.host).map_err(failed("share a folder"))?;
         fs.control().set_limits(config.read_rate, config.write_rate);
         self.shares.push((tag.clone(), fs.control()));
-        let fs = Fs::new(tag, folder, &slots.host).map_err(failed("share a folder"))?;
         self.plug(slots, tag, Box::new(fs))
     }
 
@@ -170,6 +169,7 @@ impl Virtio {
             .inspect(|(_, disk)| disk.set_limits(limit.read, limit.write))
             .is_some()
     }
+
     /// Changes the limits of a folder; `false` if there is none of this tag.
     pub(super) fn limit_share(&self, limit: &DiskLimits) -> bool {
         let found = self.shares.iter().find(|(tag, _)| *tag == limit.id);
@@ -177,7 +177,6 @@ impl Virtio {
             .inspect(|(_, share)| share.set_limits(limit.read, limit.write))
             .is_some()
     }
-
 
     /// Changes the limits of a network card; `false` if there is none of this name.
     pub(super) fn limit_net(&self, limit: &NetLimits) -> bool {
@@ -196,6 +195,7 @@ impl Virtio {
         });
         limits.collect()
     }
+
     /// The limits of all folders.
     pub(super) fn share_limits(&self) -> Vec<DiskLimits> {
         let limits = self.shares.iter().map(|(tag, share)| {
@@ -205,7 +205,6 @@ impl Virtio {
         });
         limits.collect()
     }
-
 
     /// The limits of all network cards.
     pub(super) fn net_limits(&self) -> Vec<NetLimits> {

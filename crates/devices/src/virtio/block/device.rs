@@ -39,8 +39,8 @@ pub struct BlockOptions {
     pub read_limits: Limits,
     /// Limits of what it writes; what it discards, zeroes or flushes counts as operations.
     pub write_limits: Limits,
-    /// Let requests of a queue overlap by an io_uring, if the kernel has it and the disk is a file.
-    /// Needs `io_uring_enter` on the worker threads.
+    /// Let reads and flushes of a queue overlap by an io_uring, if the kernel has it, lets us and the disk is a
+    /// file. Needs `io_uring_enter` on the worker threads, and all of io_uring where the disk is made.
     pub ring: bool,
 }
 
@@ -155,6 +155,11 @@ impl Block {
         let workers = (0..queues)
             .map(|index| Worker::spawn(&format!("{}-{index}", options.label), host))
             .collect::<io::Result<_>>()?;
+        let ring = || {
+            let file = disk.ring_file().filter(|_| options.ring)?;
+            Ring::new(file).ok()
+        };
+        let rings = (0..queues).map(|_| ring()).collect();
         Ok(Self {
             shared: Arc::new(Shared {
                 disk,
@@ -169,9 +174,7 @@ impl Block {
             }),
             queue_sizes: vec![QUEUE_SIZE; usize::from(queues)],
             workers,
-            rings: (0..queues)
-                .map(|_| options.ring.then(Ring::new).and_then(Result::ok))
-                .collect(),
+            rings,
         })
     }
 

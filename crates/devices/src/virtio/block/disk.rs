@@ -40,8 +40,8 @@ pub trait Disk: Send + Sync {
     /// When it could not be zeroed whole.
     fn write_zeroes(&self, range: Range<u64>, unmap: bool) -> io::Result<()>;
 
-    /// The file whose byte `n` is byte `n` of the disk, if there is one: reads, writes and flushes
-    /// may then go to it by an io_uring instead of through here.
+    /// The file whose byte `n` is byte `n` of the disk, if there is one: reads and flushes may then go to it
+    /// by an io_uring instead of through here. It is the same as long as there is the disk.
     fn ring_file(&self) -> Option<BorrowedFd<'_>> {
         None
     }

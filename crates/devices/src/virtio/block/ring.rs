@@ -1,23 +1,36 @@
-//! Requests of one queue under way in an io_uring, so that they overlap.
+//! Reads and flushes of one queue under way in an io_uring, so that they overlap.
 //!
-//! Made with the device, before any jail. What a request reads and writes stays with it until its
-//! completion was seen; [`Ring::wait`] lets a worker wait for all, so that nothing is under way when the queue is
-//! given back.
+//! Writes are none of them: they end in the host's page cache, and the kernel would wake a thread of its
+//! own for each, which costs more than it does.
+//!
+//! Made with the device, before the filters on system calls are there, which what a ring does passes by.
+//! So the kernel itself holds it to what it is for (`IORING_REGISTER_RESTRICTIONS`): reads and flushes of the
+//! one file it was made for, whoever writes into its memory. What a request reads into stays with it until
+//! its completion was seen; [`Ring::wait`] lets a worker wait for all, so that
+//! nothing is under way when the queue is given back.
 
-use std::{io, os::fd::AsRawFd};
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+};
 
-use io_uring::{IoUring, Probe, opcode, types};
+use io_uring::{IoUring, Probe, opcode, register::Restriction, squeue, types};
 use memory::GuestMemory;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Disk, config::QUEUE_SIZE, request::Command};
+use super::{config::QUEUE_SIZE, request::Command};
 use crate::virtio::{Buffers, HostBuffer, MAX_VECTORS};
+
+/// All that a ring is good for.
+const OPERATIONS: [u8; 2] = [opcode::Readv::CODE, opcode::Fsync::CODE];
+/// The one file of a ring, by its place in the ring's own table.
+const FILE: types::Fixed = types::Fixed(0);
 
 /// What the kernel is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Transfer {
     Read { offset: u64 },
-    Write { offset: u64 },
     Flush,
 }
 
@@ -26,7 +39,6 @@ impl Transfer {
     pub(super) fn command(self, data: Buffers) -> Command {
         match self {
             Self::Read { offset } => Command::Read { offset, data },
-            Self::Write { offset } => Command::Write { offset, data },
             Self::Flush => Command::Flush,
         }
     }
@@ -47,6 +59,14 @@ pub(super) struct Flight {
 // SAFETY: the vectors are addresses of guest memory, which is mapped for all threads alike.
 unsafe impl Send for Flight {}
 
+/// Whether the kernel has, and lets this process make, what [`super::BlockOptions::ring`] asks for.
+///
+/// # Errors
+/// Why not.
+pub fn probe_ring() -> io::Result<()> {
+    Ring::new(File::open("/dev/null")?.as_fd()).map(drop)
+}
+
 /// The requests of one queue.
 pub(super) struct Ring {
     ring: IoUring,
@@ -65,24 +85,29 @@ impl std::fmt::Debug for Ring {
 }
 
 impl Ring {
-    /// A ring, where the kernel has one that does what is needed.
+    /// A ring for one file, where the kernel has one that does what is needed and nothing else.
     ///
     /// # Errors
     /// When it has not, or forbids it.
-    pub(super) fn new() -> io::Result<Self> {
-        let ring = IoUring::new(QUEUE_SIZE.into())?;
+    pub(super) fn new(file: BorrowedFd<'_>) -> io::Result<Self> {
+        // What restricts it is heard of only before it is enabled.
+        let ring = IoUring::builder()
+            .setup_r_disabled()
+            .build(QUEUE_SIZE.into())?;
+        let submitter = ring.submitter();
         let mut probe = Probe::new();
-        ring.submitter().register_probe(&mut probe)?;
-        let needed = [
-            opcode::Readv::CODE,
-            opcode::Writev::CODE,
-            opcode::Fsync::CODE,
-        ];
-        if !needed.iter().all(|it| probe.is_supported(*it)) {
+        submitter.register_probe(&mut probe)?;
+        if !OPERATIONS.iter().all(|it| probe.is_supported(*it)) {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let done = EventFd::new(EFD_NONBLOCK)?;
-        ring.submitter().register_eventfd(done.as_raw_fd())?;
+        submitter.register_eventfd(done.as_raw_fd())?;
+        submitter.register_files(&[file.as_raw_fd()])?;
+        let fixed = squeue::Flags::FIXED_FILE.bits();
+        let mut restrictions: Vec<_> = OPERATIONS.map(Restriction::sqe_op).into();
+        restrictions.push(Restriction::sqe_flags_required(fixed));
+        submitter.register_restrictions(&mut restrictions)?;
+        submitter.register_enable_rings()?;
         let slots = usize::from(QUEUE_SIZE);
         Ok(Self {
             ring,
@@ -106,20 +131,16 @@ impl Ring {
         self.flights.len() - self.free.len()
     }
 
-    /// Puts a request on its way, if the disk is a file the kernel can do it on and it fits into
-    /// one operation. Else it comes back, to be done in another way.
+    /// Puts a request on its way, if it fits into one operation. Else it comes back, to be done in another
+    /// way.
     pub(super) fn begin(
         &mut self,
-        disk: &dyn Disk,
         memory: &GuestMemory,
         head: u16,
         transfer: Transfer,
         data: Buffers,
         status: Buffers,
     ) -> Result<(), (Buffers, Buffers)> {
-        let Some(file) = disk.ring_file() else {
-            return Err((data, status));
-        };
         let vectors = HostBuffer::vectors(&data.host(memory)).to_vec();
         if vectors.len() > MAX_VECTORS {
             return Err((data, status));
@@ -134,16 +155,12 @@ impl Ring {
             status,
             vectors,
         });
-        let file = types::Fd(file.as_raw_fd());
         let (first, count) = (flight.vectors.as_ptr(), flight.vectors.len() as u32);
         let entry = match transfer {
-            Transfer::Read { offset } => opcode::Readv::new(file, first, count)
+            Transfer::Read { offset } => opcode::Readv::new(FILE, first, count)
                 .offset(offset)
                 .build(),
-            Transfer::Write { offset } => opcode::Writev::new(file, first, count)
-                .offset(offset)
-                .build(),
-            Transfer::Flush => opcode::Fsync::new(file)
+            Transfer::Flush => opcode::Fsync::new(FILE)
                 .flags(types::FsyncFlags::DATASYNC)
                 .build(),
         };
@@ -190,5 +207,61 @@ impl Ring {
         // Interrupted or not: the caller looks and comes back.
         let _ = self.ring.submit_and_wait(1);
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::io::Write;
+
+    use super::*;
+
+    /// What the kernel answers to an entry that is put there past all checks of ours.
+    fn answer(ring: &mut Ring, entry: &squeue::Entry) -> i32 {
+        // SAFETY: what the entries of this test point to is static.
+        unsafe { ring.ring.submission().push(entry) }.unwrap();
+        ring.ring.submit_and_wait(1).unwrap();
+        ring.ring.completion().next().unwrap().result()
+    }
+
+    #[test]
+    fn a_ring_is_held_to_reads_of_its_file_by_the_kernel_itself() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        let mut ring = match Ring::new(file.as_fd()) {
+            Ok(ring) => ring,
+            Err(error) => {
+                writeln!(
+                    io::stderr(),
+                    "SKIP a_ring_is_held_to_reads_of_its_file: {error}"
+                )
+                .unwrap();
+                return;
+            }
+        };
+        let nothing = std::ptr::null();
+        let allowed = opcode::Readv::new(FILE, nothing, 0).build();
+        assert_eq!(answer(&mut ring, &allowed), 0);
+        let plain = types::Fd(file.as_raw_fd());
+        let path = c"/".as_ptr();
+        for forbidden in [
+            opcode::Readv::new(plain, nothing, 0).build(),
+            opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), path).build(),
+            opcode::Nop::new().build(),
+            opcode::Writev::new(FILE, nothing, 0).build(),
+            opcode::Fallocate::new(FILE, 0).build(),
+            allowed.clone().flags(squeue::Flags::ASYNC),
+        ] {
+            assert_eq!(
+                answer(&mut ring, &forbidden),
+                -libc::EACCES,
+                "{forbidden:?}"
+            );
+        }
+        let files = [file.as_raw_fd()];
+        let registered = ring.ring.submitter().register_files_update(0, &files);
+        assert_eq!(registered.unwrap_err().raw_os_error(), Some(libc::EACCES));
     }
 }

@@ -6,7 +6,10 @@ use std::{
     fs::File,
     io::{self, Write},
     ops::Range,
-    os::unix::fs::{FileExt, MetadataExt},
+    os::{
+        fd::AsFd,
+        unix::fs::{FileExt, MetadataExt},
+    },
     sync::Arc,
     time::Instant,
 };
@@ -42,7 +45,7 @@ fn ways() -> Vec<BlockOptions> {
         ring: true,
         ..options()
     };
-    match super::ring::Ring::new() {
+    match super::ring::Ring::new(file().as_fd()) {
         Ok(_) => vec![options(), ring],
         Err(error) => {
             writeln!(io::stderr(), "SKIP the io_uring half: {error}").unwrap();

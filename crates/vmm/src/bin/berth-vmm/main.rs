@@ -17,6 +17,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
+use devices::virtio::block::probe_ring;
 use vmm::{
     StopReason, VmConfig,
     config::{MAX_CONFIG, Stdio},
@@ -50,7 +51,7 @@ struct Run {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Say, in JSON, what executes machines on this host
+    /// Say, in JSON, what executes machines on this host and how their disks are read
     Probe,
     /// Boot a kernel in the foreground, with the serial console on this terminal
     Boot(Box<boot::Arguments>),
@@ -89,9 +90,21 @@ fn tell(reason: StopReason) -> ExitCode {
 }
 
 fn probe() -> Result<ExitCode, Failure> {
-    let found = serde_json::json!({ "kvm": cpu::kvm::probe::run() });
+    let found = serde_json::json!({ "kvm": cpu::kvm::probe::run(), "io_uring": io_uring() });
     writeln!(io::stdout().lock(), "{found}")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether machines in their jail can use io_uring, or why not.
+fn io_uring() -> serde_json::Value {
+    const SYSCTL: &str = "/proc/sys/kernel/io_uring_disabled";
+    let disabled = std::fs::read_to_string(SYSCTL).is_ok_and(|it| it.trim() != "0");
+    let reason = match disabled {
+        // With 1 it is for privileged processes, which this may be and a machine is not.
+        true => Some("the sysctl kernel.io_uring_disabled is not 0".to_owned()),
+        false => probe_ring().err().map(|error| error.to_string()),
+    };
+    serde_json::json!({ "usable": reason.is_none(), "reason": reason })
 }
 
 /// What failed, for people.
