@@ -10,7 +10,7 @@ mod common;
 
 use std::{
     fs::{self, File},
-    io::Write,
+    io::{self, Write},
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -224,6 +224,77 @@ fn qcow2_of_every_kind_is_the_disk_it_was_made_of() {
     let base = scratch.store.root_disk(&image, &Job::silent()).unwrap();
     assert!(fs::read(&base.path).unwrap() == content);
     assert!(base.boot.unwrap().initrd.is_some());
+}
+
+/// Makes the first partition of a [`disk`] of the kind that firmware reads, with these files.
+fn format_first(disk: &Path, files: &[(&str, &[u8])]) {
+    let mut part = vec![0; 4096 * 512];
+    let format = fatfs::FormatVolumeOptions::new();
+    fatfs::format_volume(io::Cursor::new(&mut part), format).unwrap();
+    let options = fatfs::FsOptions::new();
+    let system = fatfs::FileSystem::new(io::Cursor::new(&mut part), options).unwrap();
+    for (path, content) in files {
+        let (mut directory, mut parts) = (system.root_dir(), path.split('/').peekable());
+        while let Some(part) = parts.next() {
+            if parts.peek().is_some() {
+                directory = directory.create_dir(part).unwrap();
+            } else {
+                let mut file = directory.create_file(part).unwrap();
+                file.write_all(content).unwrap();
+            }
+        }
+    }
+    system.unmount().unwrap();
+    let file = File::options().write(true).open(disk).unwrap();
+    file.write_all_at(&part, 2048 * 512).unwrap();
+}
+
+#[test]
+fn a_kernel_is_found_on_the_partition_that_firmware_reads() {
+    if !tools(&[]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let path = disk(scratch.dir.path(), "gpt", None);
+    // As systemd-boot wants it: the kernels in the root file system are not for the boot loader.
+    let entry = b"title Some\nlinux /some-system/6.10/linux\ninitrd /some-system/6.10/initrd\n\
+                  options rw quiet\n";
+    format_first(
+        &path,
+        &[
+            ("loader/entries/some-system-6.10.conf", entry),
+            ("some-system/6.10/linux", KERNEL),
+            ("some-system/6.10/initrd", INITRD),
+        ],
+    );
+    let image = import(&scratch, &path, "disk").unwrap();
+    let boot = scratch.store.own_boot(&image).unwrap().unwrap();
+    assert_eq!(fs::read(&boot.kernel).unwrap(), KERNEL);
+    assert_eq!(fs::read(boot.initrd.as_ref().unwrap()).unwrap(), INITRD);
+    assert!(boot.command_line.starts_with("root=UUID="), "{boot:?}");
+    assert_eq!(boot.root_partition, Some(2));
+}
+
+#[test]
+fn a_file_system_that_is_not_read_is_named() {
+    if !tools(&[]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let path = disk(scratch.dir.path(), "dos", None);
+    format_first(&path, &[("EFI/fedora/grub.cfg", b"configfile elsewhere")]);
+    let file = File::options().write(true).open(&path).unwrap();
+    let root = 8192 * 512;
+    file.write_all_at(&[0; 8192], root).unwrap();
+    for (name, at, mark) in [("XFS", 0, &b"XFSB"[..]), ("Btrfs", 0x1_0040, b"_BHRfS_M")] {
+        file.write_all_at(mark, root + at).unwrap();
+        let error = import(&scratch, &path, "x").unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("the disk has {name}")) && error.contains("--kernel"),
+            "{error}"
+        );
+        file.write_all_at(&[0; 8], root + at).unwrap();
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@
 //! then starts it directly, without a boot loader. Knows nothing of instances.
 
 pub(crate) mod boot;
+mod files;
 pub(crate) mod loader;
 pub(crate) mod partition;
 pub(crate) mod qcow2;
