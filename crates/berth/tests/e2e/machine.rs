@@ -684,7 +684,8 @@ fn its_disk_is_read_by_io_uring_where_the_host_has_it(daemon: &Daemon) {
     let open = std::fs::read_dir(format!("{process}/fd")).unwrap();
     let rings = open.filter_map(|file| {
         let file = file.unwrap();
-        let is_ring = std::fs::read_link(file.path()).is_ok_and(|it| it.ends_with("[io_uring]"));
+        let target = std::fs::read_link(file.path()).unwrap_or_default();
+        let is_ring = target.to_string_lossy().ends_with("[io_uring]");
         let name = file.file_name().into_string().unwrap();
         is_ring.then(|| std::fs::read_to_string(format!("{process}/fdinfo/{name}")).unwrap())
     });
