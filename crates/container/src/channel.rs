@@ -106,12 +106,12 @@ impl Channel {
 
     /// Why nothing could be said: what the other side reported on its way out, if it did.
     fn last_words(&self, errno: Errno) -> Failure {
-        let gone = matches!(errno, Errno::PIPE | Errno::CONNRESET);
-        while gone {
-            match self.hear() {
-                Ok(Heard::Word(..)) => {}
-                Ok(Heard::Failed(failure)) => return failure,
-                Ok(Heard::End) | Err(_) => break,
+        if matches!(errno, Errno::PIPE | Errno::CONNRESET) {
+            // What it said before that is of no use any more.
+            let last = std::iter::repeat_with(|| self.hear())
+                .find(|heard| !matches!(heard, Ok(Heard::Word(..))));
+            if let Some(Ok(Heard::Failed(failure))) = last {
+                return failure;
             }
         }
         Failure {
