@@ -99,6 +99,12 @@ impl Control {
             }
         };
         let outcome = tokio::time::timeout(timeout, waiting).await;
+        if outcome.is_err() && last.is_none() {
+            // There was no time left even for one look.
+            let record = self.record(id).await?.map(|entry| entry.value);
+            let status = self.status(id).await?;
+            last = record.map(|record| (record, status));
+        }
         let Some((record, status)) = last else {
             return Err(Problem::not_found("instance", &id.to_string()));
         };
