@@ -201,8 +201,10 @@ class Api(http.client.HTTPConnection):
 
 
 def remove_groups(name):
-    """Removes the empty control groups of this name at the top of each hierarchy."""
-    for group in [*Path("/sys/fs/cgroup").glob(name), *Path("/sys/fs/cgroup").glob(f"*/{name}")]:
+    """Removes the empty control groups of a daemon of this prefix, at the top of each hierarchy."""
+    tops = [top / own for top in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir())
+            for own in (name, f"{name}-shims")]
+    for group in filter(Path.is_dir, tops):
         for path in [*sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True), group]:
             with contextlib.suppress(OSError):
                 path.rmdir()

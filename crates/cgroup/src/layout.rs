@@ -73,6 +73,15 @@ impl Layout {
         Ok(layout)
     }
 
+    /// The version 2 tree alone, for groups that limit nothing and only hold processes.
+    #[must_use]
+    pub fn only_v2(self) -> Layout {
+        Layout {
+            v1: Vec::new(),
+            v2: self.v2,
+        }
+    }
+
     /// A layout with a version 2 tree only, mounted at `mount`; the controllers are read from its
     /// `cgroup.controllers`. For callers that mounted a tree themselves, and for tests.
     pub fn unified(mount: impl Into<PathBuf>) -> Layout {

@@ -125,10 +125,11 @@ impl Host {
 
     fn groups(&self) -> Vec<PathBuf> {
         let base = Path::new("/sys/fs/cgroup");
-        let mut all = vec![base.join(&self.group)];
-        all.extend(directories(base).iter().map(|dir| dir.join(&self.group)));
-        all.retain(|dir| dir.is_dir());
-        all
+        let names = [self.group.clone(), format!("{}-shims", self.group)];
+        let tops = directories(base).into_iter().chain([base.to_owned()]);
+        tops.flat_map(|top| names.clone().map(|name| top.join(name)))
+            .filter(|dir| dir.is_dir())
+            .collect()
     }
 }
 
@@ -143,16 +144,20 @@ impl Drop for Host {
                         let _ = rustix::process::kill_process(pid, kill);
                     }
                 }
-                // Emptied when the kernel has ended them.
-                for _ in 0..100 {
-                    if std::fs::remove_dir(&below).is_ok() || !below.exists() {
-                        break;
-                    }
-                    std::thread::sleep(std::time::Duration::from_millis(20));
-                }
+                remove(&below);
             }
-            let _ = std::fs::remove_dir(group);
+            remove(&group);
         }
+    }
+}
+
+/// Removes a group, which is empty when the kernel has ended its processes.
+fn remove(group: &Path) {
+    for _ in 0..100 {
+        if std::fs::remove_dir(group).is_ok() || !group.exists() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }
 

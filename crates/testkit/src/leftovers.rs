@@ -16,7 +16,7 @@ const MAX_DEPTH: usize = 3;
 /// the prefix, in the namespace all links but loopback and all nftables tables, files in the run
 /// directory but the daemon's own, and directories of instances. Sorted, for people to read.
 ///
-/// The group of the prefix itself stays while the host runs, empty.
+/// The groups of the prefix itself stay while the host runs, empty.
 #[must_use]
 pub fn leftovers(directory: &Path, prefix: &str, netns: &Netns) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
@@ -45,19 +45,23 @@ pub fn leftovers(directory: &Path, prefix: &str, netns: &Netns) -> BTreeSet<Stri
     found
 }
 
-/// The groups of a prefix, one in each hierarchy.
+/// The groups of a prefix in each hierarchy: that of its guests, that of its shims.
 pub(crate) fn groups(prefix: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    search(Path::new("/sys/fs/cgroup"), prefix, 0, &mut found);
+    let names = [prefix.to_owned(), format!("{prefix}-shims")];
+    search(Path::new("/sys/fs/cgroup"), &names, 0, &mut found);
     found
 }
 
-fn search(below: &Path, prefix: &str, depth: usize, found: &mut Vec<PathBuf>) {
+fn search(below: &Path, names: &[String], depth: usize, found: &mut Vec<PathBuf>) {
     for path in directories(below) {
-        if path.file_name().is_some_and(|name| name == prefix) {
+        if path
+            .file_name()
+            .is_some_and(|name| names.iter().any(|one| name == one.as_str()))
+        {
             found.push(path);
         } else if depth < MAX_DEPTH {
-            search(&path, prefix, depth + 1, found);
+            search(&path, names, depth + 1, found);
         }
     }
 }

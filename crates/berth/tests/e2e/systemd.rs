@@ -174,6 +174,12 @@ fn a_real_systemd_starts_watches_and_replaces_the_daemon_and_guests_do_not_notic
     let pid = host.sh("berth inspect web | grep -m1 '\"pid\"' | tr -dc 0-9");
     let limit = format!("cat /sys/fs/cgroup$(cut -d: -f3 /proc/{pid}/cgroup)/memory.max");
     assert_eq!(host.sh(&limit), "67108864");
+    // Its shim is none of the service's processes, of which systemd would complain.
+    let unit = host.sh(&format!("{PROPERTY} ControlGroup"));
+    let members = format!("cat /sys/fs/cgroup{unit}/cgroup.procs");
+    assert_eq!(host.sh(&members), host.sh(&format!("{PROPERTY} MainPID")));
+    let shim = host.sh("pgrep -x berth-oci | xargs -I{} cut -d: -f3 /proc/{}/cgroup");
+    assert_eq!(shim, "/berth-shims");
     let still = |what: &str| {
         let runs = host.sh("berth inspect web | grep -m1 '\"pid\"' | tr -dc 0-9");
         assert_eq!(runs, pid, "{what}");
@@ -200,7 +206,12 @@ fn a_real_systemd_starts_watches_and_replaces_the_daemon_and_guests_do_not_notic
     );
     still("upgraded");
 
-    // The journal knows what matters how much.
+    // The journal knows what matters how much, and of nothing left behind.
+    let of_systemd = host.sh("journalctl -b -o cat _PID=1 UNIT=berth.service");
+    assert!(of_systemd.contains("Stopped"), "{of_systemd}");
+    for complaint in ["left-over process", "remains running"] {
+        assert!(!of_systemd.contains(complaint), "{of_systemd}");
+    }
     let said = host.sh("journalctl -u berth -p info -o cat");
     assert!(
         said.contains("listening") && !said.contains("<6>"),

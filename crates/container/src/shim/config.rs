@@ -38,6 +38,10 @@ pub struct ShimConfig {
     pub state_root: PathBuf,
     /// The control group, as `linux.cgroupsPath`; must agree with it.
     pub cgroup: String,
+    /// The control group of version 2 that the shim itself lives in, as an absolute path; that of its
+    /// launcher if absent. A service manager that ends the daemon then does not meet its shims.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shim_cgroup: Option<String>,
     /// Install the default system call filter for the process's capabilities; the bundle then names
     /// none. Spares every start writing and reading the policy as JSON.
     #[serde(default)]

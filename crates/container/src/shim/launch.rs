@@ -5,10 +5,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use cgroup::{Cgroup, CgroupPath, Layout};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
@@ -19,7 +20,7 @@ use super::durable::FileError;
 use super::lock;
 use super::server::{Server, ServerError};
 use crate::spec::Spec;
-use crate::{bundle, guard};
+use crate::{bundle, guard, sys};
 
 /// The longest report of a shim to its launcher.
 const MAX_REPORT: u64 = 1 << 20;
@@ -121,16 +122,8 @@ pub(crate) fn launch(dir: &Path) -> Result<Role, LaunchError> {
     }
     let (read, write) =
         rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(system("make a pipe"))?;
-    // SAFETY: this program has a single thread, so the child may use its copy of everything.
-    match unsafe { libc::fork() } {
-        -1 => {
-            let source = std::io::Error::last_os_error();
-            Err(LaunchError::System {
-                action: "fork",
-                source,
-            })
-        }
-        0 => {
+    match fork(config.shim_cgroup.as_deref()).map_err(system("fork"))? {
+        None => {
             drop(read);
             serve(
                 dir,
@@ -144,11 +137,33 @@ pub(crate) fn launch(dir: &Path) -> Result<Role, LaunchError> {
             );
             Ok(Role::Shim)
         }
-        _ => {
+        Some(_) => {
             drop(write);
             hear(dir, read).map(Role::Launcher)
         }
     }
+}
+
+/// Forks, straight into the control group if there can be one. `None` in the child.
+fn fork(group: Option<&str>) -> Result<Option<sys::Child>, Errno> {
+    if let Some(group) = group.and_then(open_group) {
+        // SAFETY: this program has a single thread, so the child may use its copy of everything.
+        let cloned = unsafe { sys::clone3(0, Some(group.as_fd())) };
+        if cloned.is_ok() {
+            return cloned;
+        }
+    }
+    // SAFETY: as above.
+    unsafe { sys::clone3(0, None) }
+}
+
+/// The group, made if it is missing. Where the host lets none be made, the shim stays where it is: it
+/// works there as well.
+fn open_group(path: &str) -> Option<OwnedFd> {
+    let layout = Layout::detect().ok()?.only_v2();
+    let path = CgroupPath::parse(path).ok()?;
+    let opened = Cgroup::open(&layout, &path).or_else(|_| Cgroup::create(&layout, &path));
+    opened.ok()?.clone_into_fd().ok()?
 }
 
 /// A shim outlives who launched it: it must not keep anything open that was left open by mistake.

@@ -62,6 +62,7 @@ pub(super) fn write(
         .mode(0o700)
         .create(&bundle);
     made.map_err(|error| failed(guest.id, "making its directory", error))?;
+    let shim_cgroup = Some(format!("{cgroup}-shims"));
     let cgroup = format!("{cgroup}/{}", guest.id);
     let spec = spec(guest, &cgroup)?;
     let text =
@@ -89,6 +90,7 @@ pub(super) fn write(
         exit_record: exit_record.to_owned(),
         state_root: state_root.to_owned(),
         cgroup,
+        shim_cgroup,
         default_seccomp: guest.seccomp,
         descriptors,
         oom_score_adj: Some(-900),

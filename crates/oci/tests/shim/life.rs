@@ -39,6 +39,11 @@ fn a_container_goes_from_created_to_a_durable_record_and_leaves_nothing() {
     let launched = world.launch();
     assert!(is_alive(launched.pid) && is_alive(launched.shim_pid));
     assert_eq!(holder(&world.dir()).unwrap(), Some(launched.shim_pid));
+    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", launched.shim_pid)).unwrap();
+    if let Some(group) = groups.lines().find_map(|line| line.strip_prefix("0::")) {
+        // Not its launcher's, and not one that ends with its container.
+        assert_eq!(Some(group), world.config.shim_cgroup.as_deref());
+    }
     let mut control = world.client();
     let state = control.state().unwrap();
     assert_eq!(

@@ -75,6 +75,7 @@ impl World {
             exit_record: at("exit.record"),
             state_root: at("state"),
             cgroup: format!("/berth-{id}/c"),
+            shim_cgroup: Some(format!("/berth-{id}-shims")),
             descriptors: wish.descriptors.clone(),
             oom_score_adj: None,
             default_seccomp: false,
@@ -183,10 +184,13 @@ impl Drop for World {
             }
         }
         let _ = cleanup(&self.dir());
-        if let (Ok(layout), Ok(path)) = (
-            cgroup::Layout::detect(),
-            cgroup::CgroupPath::parse(self.config.cgroup.trim_end_matches("/c")),
-        ) {
+        let own = self.config.shim_cgroup.iter().map(String::as_str);
+        for path in own.chain([self.config.cgroup.trim_end_matches("/c")]) {
+            let (Ok(layout), Ok(path)) =
+                (cgroup::Layout::detect(), cgroup::CgroupPath::parse(path))
+            else {
+                continue;
+            };
             let _ = cgroup::Cgroup::open(&layout, &path).map(|group| group.delete());
         }
     }
