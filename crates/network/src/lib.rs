@@ -41,4 +41,4 @@ pub use loopback::Loopback;
 pub use mac::{Mac, MacError};
 pub use name::{IFNAME_MAX, IfName, NameError, Prefix};
 pub use netlink::NetlinkError;
-pub use ruleset::{Guarded, Published, Rules, RulesError, Transport};
+pub use ruleset::{Guarded, Limited, Published, Rate, Rules, RulesError, Transport};

@@ -17,6 +17,7 @@
 //! | outside → instance | published ports only; anything if routed; nothing if internal |
 //! | instance → the host's other addresses | as the host's own rules say; nothing if internal |
 //! | anyone → a gateway's address | only from that network and the host itself |
+//! | faster than its instance may | lost |
 
 mod element;
 mod text;
@@ -95,6 +96,26 @@ pub struct Guarded {
     pub addresses: Vec<IpAddr>,
 }
 
+/// How fast bytes may go: policed, so that what comes faster is lost and its sender slows down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rate {
+    /// Bytes a second.
+    pub bytes: u64,
+    /// Bytes that may go at once after a pause, beside a second's worth, which always may.
+    pub burst: u64,
+}
+
+/// A port of a bridge whose instance may not go as fast as it can.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Limited {
+    /// The attachment's host end ([`crate::Driver::host_ifname`]).
+    pub port: IfName,
+    /// What the instance may receive.
+    pub receive: Option<Rate>,
+    /// What the instance may send.
+    pub send: Option<Rate>,
+}
+
 /// The wanted state.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rules {
@@ -104,6 +125,8 @@ pub struct Rules {
     pub published: Vec<Published>,
     /// Attachments. A port that is missing here passes nothing.
     pub guarded: Vec<Guarded>,
+    /// Attachments that are limited.
+    pub limited: Vec<Limited>,
     /// Whether published ports answer on `::1` too: where [`crate::Driver::answers_on_loopback6`]. Else
     /// connections to it are left to the host's own programs.
     pub loopback6: bool,

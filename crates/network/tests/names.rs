@@ -186,6 +186,7 @@ impl Names {
             networks: networks.to_vec(),
             published: Vec::new(),
             guarded: vec![a.guarded.clone(), b.guarded.clone()],
+            limited: Vec::new(),
             loopback6: true,
         };
         lab.host

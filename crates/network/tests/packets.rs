@@ -79,6 +79,7 @@ fn published_ports(lab: &Lab) {
             published(None, 8084, far.guarded.addresses[1], 80),
         ],
         guarded: guarded(&[&web, &peer, &far]),
+        limited: Vec::new(),
         loopback6: lab.driver.answers_on_loopback6(),
     };
     assert_eq!(firewall.apply(&rules).unwrap(), Applied::Replaced);
@@ -169,6 +170,7 @@ fn networks_meet_only_where_that_was_asked_for() {
         networks: vec![shop, inner, other],
         published: vec![published(None, 5432, db.guarded.addresses[0], 80)],
         guarded: guarded(&[&front, &db, &db2, &app, &isolated[0], &isolated[1]]),
+        limited: Vec::new(),
         loopback6: true,
     };
     firewall.apply(&rules).unwrap();
@@ -215,6 +217,7 @@ fn an_instance_cannot_pose_as_another() {
         networks: vec![a],
         published: Vec::new(),
         guarded: guarded(&[&honest, &forger]),
+        limited: Vec::new(),
         loopback6: true,
     };
     firewall.apply(&rules).unwrap();
@@ -300,6 +303,7 @@ fn small_changes_end_in_the_same_rules_as_replacing_everything() {
                 addresses: vec![[10, 77, 1, n as u8].into(), "fd77:1::7".parse().unwrap()],
             })
             .collect(),
+        limited: Vec::new(),
         loopback6: true,
     };
     let list = || {
@@ -405,6 +409,7 @@ fn a_udp_client_that_never_pauses_follows_changes_of_published_ports() {
         networks: vec![a],
         published: Vec::new(),
         guarded: guarded(&[&instances[0], &instances[1]]),
+        limited: Vec::new(),
         loopback6: true,
     };
     firewall.apply(&rules).unwrap();
@@ -456,6 +461,7 @@ fn what_the_hosts_own_firewall_drops_stays_dropped() {
         networks: vec![a],
         published: vec![published(None, 8080, v4, 80), published(None, 8081, v4, 80)],
         guarded: guarded(&[&web]),
+        limited: Vec::new(),
         loopback6: true,
     };
     firewall.apply(&rules).unwrap();

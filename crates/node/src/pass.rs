@@ -410,21 +410,28 @@ impl Node {
             // Something else of the record changed.
             return Ok(());
         }
-        match self
+        let guest = self
             .engine()
             .set_limits(record.id, &record.spec.limits)
-            .await
-        {
+            .await;
+        let in_force = match guest {
+            Ok(()) => {
+                let wired = self.parts().wiring.set_limits(record).await;
+                wired.map_err(|error| error.chain())
+            }
+            Err(error @ EngineError::Stale { .. }) => return Err(NodeError::Engine(error)),
+            Err(error) => Err(error.chain()),
+        };
+        match in_force {
             Ok(()) => {
                 status.message = None;
                 self.note_limits(record);
                 let text = format!("the limits of {} are in force", record.name);
                 self.notify(notice(record, "limits_changed", text));
             }
-            Err(error @ EngineError::Stale { .. }) => return Err(NodeError::Engine(error)),
-            Err(error) => {
+            Err(why) => {
                 lock(&self.inner.limits).remove(&record.id);
-                status.message = Some(format!("other limits are not in force: {}", error.chain()));
+                status.message = Some(format!("other limits are not in force: {why}"));
             }
         }
         Ok(())

@@ -17,8 +17,8 @@ use model::{
     record::{InstanceRecord, NetworkRecord},
 };
 use network::{
-    Attachment, Driver, Firewall, Guarded, IfName, Loopback, Mac, NetworkConfig, Outside, Prefix,
-    Published, Rules, Transport,
+    Attachment, Driver, Firewall, Guarded, IfName, Limited, Loopback, Mac, NetworkConfig, Outside,
+    Prefix, Published, Rate, Rules, Transport,
     dns::{Served, Zone},
     ports::HostPort,
 };
@@ -86,6 +86,7 @@ struct Attached {
     name: String,
     guarded: Guarded,
     published: Vec<Published>,
+    limited: Option<Limited>,
 }
 
 #[derive(Debug, Default)]
@@ -298,6 +299,20 @@ impl Wiring {
         self.apply().await
     }
 
+    /// Has an instance that is attached keep to other limits.
+    pub(crate) async fn set_limits(&self, record: &InstanceRecord) -> Result<(), WiringError> {
+        let limited = self.limited(record);
+        {
+            let mut state = crate::lock(&self.inner.state);
+            match state.attached.get_mut(&record.id) {
+                Some(attached) if attached.limited != limited => attached.limited = limited,
+                _ => return Ok(()),
+            }
+            state.version += 1;
+        }
+        self.apply().await
+    }
+
     /// Takes an instance's rules and name away, and its link soon after. Idempotent.
     pub(crate) async fn detach(&self, id: InstanceId) -> Result<(), WiringError> {
         let had = {
@@ -347,7 +362,28 @@ impl Wiring {
             name: record.name.to_string(),
             guarded,
             published,
+            limited: self.limited(record),
         })
+    }
+
+    /// What the kernel polices for an instance. The process of a virtual machine does so itself.
+    fn limited(&self, record: &InstanceRecord) -> Option<Limited> {
+        if record.spec.machine.is_some() {
+            return None;
+        }
+        let net = &record.spec.limits.net;
+        let rate = |bytes: Option<u64>, burst: Option<u64>| {
+            bytes.map(|bytes| Rate {
+                bytes,
+                burst: burst.unwrap_or(0),
+            })
+        };
+        let limited = Limited {
+            port: self.host_link(record.id),
+            receive: rate(net.ingress_bps, net.ingress_burst),
+            send: rate(net.egress_bps, net.egress_burst),
+        };
+        (limited.receive.is_some() || limited.send.is_some()).then_some(limited)
     }
 
     /// Brings rules and names in line with the state. Calls that wait for one another share one
@@ -518,6 +554,11 @@ fn rules(state: &State, driver: &Driver) -> Rules {
             .attached
             .values()
             .map(|one| one.guarded.clone())
+            .collect(),
+        limited: state
+            .attached
+            .values()
+            .filter_map(|one| one.limited.clone())
             .collect(),
         loopback6: driver.answers_on_loopback6(),
     }

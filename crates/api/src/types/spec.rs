@@ -77,7 +77,7 @@ pub struct Io {
     pub write_iops: Option<u64>,
 }
 
-/// Limits on what a virtual machine's network card carries.
+/// Limits on what an instance's network interface carries.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Net {
@@ -87,10 +87,11 @@ pub struct Net {
     /// Bytes a second it may send, as a size such as `10M`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress_bps: Option<String>,
-    /// Bytes it may receive at once after a pause; a tenth of a second's worth when absent.
+    /// Bytes it may receive at once after a pause: by a machine, a tenth of a second's worth when absent;
+    /// by a container, beside a second's worth, which always may.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ingress_burst: Option<String>,
-    /// Bytes it may send at once after a pause; a tenth of a second's worth when absent.
+    /// Bytes it may send at once after a pause, in the same way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress_burst: Option<String>,
 }
@@ -293,7 +294,7 @@ pub struct InstanceSpec {
     /// Block I/O.
     #[serde(skip_serializing_if = "is_default")]
     pub io: Io,
-    /// What its network card carries, in a virtual machine.
+    /// What its network interface carries.
     #[serde(skip_serializing_if = "is_default")]
     pub net: Net,
 

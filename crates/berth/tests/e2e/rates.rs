@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 
 use testkit::Daemon;
 
-use crate::{common::until_so, machine};
+use crate::{
+    common::{self, until_so},
+    machine,
+};
 
 /// What is carried, in seconds' worth of the limit.
 const SECONDS: u64 = 3;
@@ -161,13 +164,130 @@ fn a_machines_disk_and_network_are_as_fast_as_they_may_be() {
         );
     }
 
-    let refused = ["run", "--rm", "--net-egress-bps", "1M", "busybox", "true"];
-    let refused = pair.0.run(&refused).unwrap();
-    assert!(
-        refused.code != 0 && refused.err.contains("net:"),
-        "{refused:?}"
-    );
     pair.0.berth(&["rm", "-f", "box", "peer"]).unwrap();
+}
+
+/// What a container carries, in MB, and how much of that goes at once: a second's worth and a burst.
+const CONTAINER_MB: u64 = 4;
+const AT_ONCE: f64 = 1.2;
+
+/// A container `box` that may carry `RATE`, its neighbour `peer`, and a server on the host.
+struct Containers {
+    daemon: Daemon,
+    host: u16,
+}
+
+impl Containers {
+    fn inside(&self, name: &str, script: &str) -> String {
+        let said = self.daemon.run(&["exec", name, "sh", "-c", script]);
+        let said = said.unwrap();
+        assert_eq!(said.code, 0, "{name}: {script}: {said:?}");
+        said.out.trim().to_owned()
+    }
+
+    /// Asserts that a script carried all there is, and no faster than it may.
+    fn carries_slowly(&self, what: &str, name: &str, script: &str) {
+        let clock = "read now rest < /proc/uptime; echo $now";
+        let said = self.inside(name, &format!("{clock}; {script} | wc -c; {clock}"));
+        let mut numbers = said.lines().map(|line| line.parse::<f64>().unwrap());
+        let mut next = || numbers.next().unwrap();
+        let (from, bytes, to) = (next(), next(), next());
+        #[allow(clippy::cast_precision_loss, reason = "a few MB")]
+        let (all, seconds) = ((CONTAINER_MB << 20) as f64, to - from);
+        assert!(bytes >= all, "{what}: {bytes} of {all}");
+        #[allow(clippy::cast_precision_loss, reason = "a few seconds")]
+        let least = CONTAINER_MB as f64 - AT_ONCE;
+        assert!(seconds > least, "{what}: {seconds} s, not {least}");
+    }
+
+    fn all_slowly(&self) {
+        let gateway = self.inside(
+            "box",
+            "ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'",
+        );
+        let host = format!("nc {gateway} {} < /dev/null", self.host);
+        self.carries_slowly(
+            "receives from a neighbour",
+            "box",
+            "wget -qO- http://peer/file",
+        );
+        self.carries_slowly("receives from the host", "box", &host);
+        self.carries_slowly("sends", "peer", "wget -qO- http://box/file");
+    }
+
+    /// The policing rules in force.
+    fn policed(&self) -> usize {
+        let rules = self
+            .daemon
+            .netns()
+            .command("nft")
+            .args(["list", "ruleset"])
+            .output();
+        let rules = String::from_utf8(rules.unwrap().stdout).unwrap();
+        rules.matches("limit rate over").count()
+    }
+}
+
+/// Serves as much as containers carry at all addresses of the daemon's namespace; the port.
+fn serve_on_host(daemon: &Daemon) -> u16 {
+    let listener = daemon
+        .netns()
+        .run(|| std::net::TcpListener::bind("0.0.0.0:0"));
+    let listener = listener.unwrap().unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let all = vec![0; usize::try_from(CONTAINER_MB << 20).unwrap()];
+        for stream in listener.incoming() {
+            // Who does not take it all notices by itself.
+            let _ = std::io::Write::write_all(&mut stream.unwrap(), &all);
+        }
+    });
+    port
+}
+
+#[test]
+fn a_containers_network_is_as_fast_as_it_may_be() {
+    let Some(daemon) = common::daemon("a_containers_network_is_as_fast_as_it_may_be") else {
+        return;
+    };
+    let serve = format!(
+        "mkdir -p /srv; dd if=/dev/zero of=/srv/file bs=1M count={CONTAINER_MB} 2>/dev/null; \
+         exec httpd -f -p 80 -h /srv"
+    );
+    let limits = ["--net-ingress-bps", RATE, "--net-egress-bps", RATE];
+    for (name, limits) in [("peer", &[][..]), ("box", &limits)] {
+        let start = [&["run", "-d", "--name", name][..], limits].concat();
+        let program = ["busybox", "sh", "-c", &serve];
+        daemon.berth(&[&start[..], &program].concat()).unwrap();
+    }
+    let host = serve_on_host(&daemon);
+    let mut both = Containers { daemon, host };
+    let look = "until wget -qO /dev/null http://localhost/file; do sleep 0.1; done";
+    both.inside("peer", look);
+    both.inside("box", look);
+    assert_eq!(both.policed(), 2);
+    both.all_slowly();
+
+    // Kept by the next daemon, which need not touch what runs, and by the next run.
+    both.daemon.kill();
+    both.daemon.restart().unwrap();
+    assert_eq!(both.policed(), 2);
+    both.daemon.berth(&["restart", "box"]).unwrap();
+    both.inside("box", look);
+    assert_eq!(both.policed(), 2);
+    both.carries_slowly("sends", "peer", "wget -qO- http://box/file");
+
+    // Changed while it runs, in force when the command returns; gone with the container.
+    let lift = ["set", "box", "net.ingress_bps=", "net.egress_bps="];
+    both.daemon.berth(&lift).unwrap();
+    assert_eq!(both.policed(), 0);
+    both.daemon
+        .berth(&["set", "peer", "--net-egress-bps", RATE])
+        .unwrap();
+    assert_eq!(both.policed(), 1);
+    both.carries_slowly("is sent to", "box", "wget -qO- http://peer/file");
+    both.daemon.berth(&["rm", "-f", "peer"]).unwrap();
+    assert_eq!(both.policed(), 0);
 }
 
 /// The CPUs of the host that each vCPU of a machine may run on.

@@ -26,7 +26,7 @@ pub struct IoLimits {
     pub write_iops: Option<u64>,
 }
 
-/// Limits on what a virtual machine's network card carries.
+/// Limits on what an instance's network interface carries.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NetLimits {
@@ -34,9 +34,10 @@ pub struct NetLimits {
     pub ingress_bps: Option<u64>,
     /// Bytes a second it may send.
     pub egress_bps: Option<u64>,
-    /// Bytes it may receive at once after a pause; a tenth of a second's worth when `None`.
+    /// Bytes it may receive at once after a pause; as many as fit the engine when `None`: a tenth of a
+    /// second's worth for a machine. For a container they come beside a second's worth.
     pub ingress_burst: Option<u64>,
-    /// Bytes it may send at once after a pause; a tenth of a second's worth when `None`.
+    /// Bytes it may send at once after a pause, in the same way.
     pub egress_burst: Option<u64>,
 }
 
@@ -140,11 +141,6 @@ impl InstanceSpec {
             own,
             "limits.net",
             "only an instance on a network has one to limit",
-        );
-        report.require(
-            self.machine.is_some(),
-            "limits.net",
-            "only a virtual machine has a network card that can be limited (--vm)",
         );
     }
 }

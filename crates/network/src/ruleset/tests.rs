@@ -37,6 +37,7 @@ fn sample() -> Rules {
             mac: Mac([2, 0, 0, 0, 0, 1]),
             addresses: vec![target, "fd77::2".parse().unwrap()],
         }],
+        limited: Vec::new(),
         loopback6: true,
     }
 }
@@ -99,4 +100,48 @@ fn ranges_that_end_nowhere_and_mixed_families_are_refused() {
     ));
     let mixed = with(|p| p.host = Some("::1".parse().unwrap()));
     assert!(matches!(mixed, Err(RulesError::Families { .. })));
+}
+
+#[test]
+fn limited_ways_are_policed_port_by_port() {
+    let prefix = Prefix::parse("lab").unwrap();
+    let free = render(&prefix, &sample()).unwrap();
+    assert!(!free.contains("limit rate"), "{free}");
+    let port = prefix.link("web");
+    let rate = |bytes, burst| Some(Rate { bytes, burst });
+    let limited = Rules {
+        limited: vec![
+            Limited {
+                port: port.clone(),
+                receive: None,
+                send: rate(1000, 1 << 20),
+            },
+            Limited {
+                port: prefix.link("db"),
+                receive: rate(u64::MAX, u64::MAX),
+                send: rate(1, 0),
+            },
+        ],
+        ..sample()
+    };
+    let text = render(&prefix, &limited).unwrap();
+    let db = prefix.link("db");
+    // Names are hashes: sorted, like all that is listed.
+    let mut members = [&db, &port].map(|port| format!("\"{port}\" : jump send_{port}"));
+    members.sort_unstable();
+    let [first, second] = members;
+    for expected in [
+        format!(
+            "chain send_{port} {{\n\t\tlimit rate over 1000 bytes/second burst 1048576 bytes drop"
+        ),
+        // What cannot be kept to, or would let nothing through, is brought to what can.
+        format!("chain send_{db} {{\n\t\tlimit rate over 1 bytes/second burst 131072 bytes drop"),
+        format!(
+            "chain receive_{db} {{\n\t\tlimit rate over 9000000000 bytes/second burst 4294967295 bytes"
+        ),
+        format!("iifname vmap {{ {first}, {second} }}"),
+        format!("oifname vmap {{ \"{db}\" : jump receive_{db} }}"),
+    ] {
+        assert!(text.contains(&expected), "{expected}: {text}");
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use super::{Element, Rules};
+use super::{Element, Limited, Rate, Rules};
 use crate::{IfName, NetworkConfig, Outside, Prefix};
 
 /// The sets whose members are [`Element`]s of the `inet` table, with their declarations.
@@ -168,6 +168,14 @@ const BRIDGE_CHAINS: &str = r#"
 	}
 "#;
 
+/// Above this the kernel's count of nanoseconds overflows (`nft_limit_init`); no link is as fast.
+const RATE_MAX: u64 = 9_000_000_000;
+/// Twice the largest packet that passes between a host and its own instances: a bucket that holds less
+/// than one lets none through.
+const BURST_MIN: u64 = 128 << 10;
+/// The kernel has 32 bits for it.
+const BURST_MAX: u64 = u32::MAX as u64;
+
 /// The tables without their elements.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Skeleton {
@@ -175,6 +183,7 @@ pub(crate) struct Skeleton {
     inet_sets: String,
     inet_chains: String,
     bridge_chains: String,
+    rate_chains: String,
 }
 
 impl Skeleton {
@@ -189,6 +198,7 @@ impl Skeleton {
             inet_sets: network_sets(prefix, networks),
             inet_chains: INET_CHAINS.replace("\t\tLOOPBACK6\n", loopback6),
             bridge_chains: BRIDGE_CHAINS.replace("PORTS", &prefix.link_pattern()),
+            rate_chains: rate_chains(&rules.limited),
         }
     }
 
@@ -213,6 +223,7 @@ impl Skeleton {
             push_set(&mut text, "set", name, types, &members(elements, name));
         }
         text.push_str(self.bridge_chains.trim_start_matches('\n'));
+        text.push_str(&self.rate_chains);
         text.push_str("}\n");
         text
     }
@@ -252,6 +263,47 @@ fn network_sets(prefix: &Prefix, networks: &[NetworkConfig]) -> String {
             })
     });
     push_set(&mut text, "set", "reach", "ifname . ifname", &sorted(reach));
+    text
+}
+
+/// Chains for the limited ways of ports. What an instance sends is policed behind its guard; what it
+/// receives, where all that leads to it meets: from the host, from outside, and from its neighbours.
+fn rate_chains(limited: &[Limited]) -> String {
+    let send = limited.iter().map(|one| (&one.port, one.send));
+    let receive = limited.iter().map(|one| (&one.port, one.receive));
+    let sends = "hook prerouting priority filter; policy accept;\n\t\tiifname";
+    let receives = "hook postrouting priority srcnat; policy accept;\n\t\toifname";
+    rate_chain("send", sends, send) + &rate_chain("receive", receives, receive)
+}
+
+/// A chain for each port that is limited, and one that leads there by the port's name.
+fn rate_chain<'a>(
+    way: &str,
+    hook: &str,
+    ports: impl Iterator<Item = (&'a IfName, Option<Rate>)>,
+) -> String {
+    let mut ports: Vec<_> = ports
+        .filter_map(|(port, rate)| Some((port, rate?)))
+        .collect();
+    ports.sort_unstable();
+    let mut text = String::new();
+    let mut members = Vec::new();
+    for (port, rate) in ports {
+        let bytes = rate.bytes.clamp(1, RATE_MAX);
+        let burst = rate.burst.clamp(BURST_MIN, BURST_MAX);
+        let _ = writeln!(
+            text,
+            "\n\tchain {way}_{port} {{\n\t\tlimit rate over {bytes} bytes/second burst {burst} bytes drop\n\t}}"
+        );
+        members.push(format!("\"{port}\" : jump {way}_{port}"));
+    }
+    if !members.is_empty() {
+        let members = members.join(", ");
+        let _ = writeln!(
+            text,
+            "\n\tchain {way} {{\n\t\ttype filter {hook} vmap {{ {members} }}\n\t}}"
+        );
+    }
     text
 }
 

@@ -100,16 +100,17 @@ pub struct LimitArgs {
     /// Writes to disks a second
     #[arg(long, value_name = "N")]
     io_write_iops: Option<u64>,
-    /// Bytes a virtual machine may receive a second
+    /// Bytes it may receive a second
     #[arg(long, value_name = "SIZE", value_parser = parse::size)]
     net_ingress_bps: Option<String>,
-    /// Bytes a virtual machine may send a second
+    /// Bytes it may send a second
     #[arg(long, value_name = "SIZE", value_parser = parse::size)]
     net_egress_bps: Option<String>,
-    /// Bytes it may receive at once after a pause; a tenth of a second's worth when not given
+    /// Bytes it may receive at once after a pause; a machine a tenth of a second's worth when not given,
+    /// a container always a second's worth besides
     #[arg(long, value_name = "SIZE", value_parser = parse::size)]
     net_ingress_burst: Option<String>,
-    /// Bytes it may send at once after a pause; a tenth of a second's worth when not given
+    /// Bytes it may send at once after a pause; as with --net-ingress-burst
     #[arg(long, value_name = "SIZE", value_parser = parse::size)]
     net_egress_burst: Option<String>,
 }
