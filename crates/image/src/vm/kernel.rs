@@ -22,7 +22,6 @@ use super::{
     cpio::Archive,
     disk::{self, DiskError},
     modules::{ModuleError, Modules},
-    vmlinux,
 };
 use crate::{
     digest::{Digest, Hasher},
@@ -37,8 +36,6 @@ const DEFAULT_PACKAGE: &str = "linux-image-cloud-amd64";
 const REVISION: u32 = 4;
 const MAX_AGENT: u64 = 64 << 20;
 const MAX_KERNEL: u64 = 256 << 20;
-/// The largest kernel once decompressed.
-const MAX_VMLINUX: u64 = 512 << 20;
 
 /// The disk with all modules, in a kernel's directory.
 const MODULES_DISK: &str = "modules.ext4";
@@ -300,8 +297,11 @@ impl Store {
         }
         let compressed = read(&vmlinuz, MAX_KERNEL)?;
         write(&out.join("vmlinuz"), &compressed)?;
-        match vmlinux::decompress(&compressed, MAX_VMLINUX) {
-            Ok(vmlinux) => write(&out.join("vmlinux"), &vmlinux)?,
+        match bzimage::vmlinux(&compressed) {
+            Ok(Some(vmlinux)) => write(&out.join("vmlinux"), &vmlinux)?,
+            Ok(None) => {
+                job.note("machines start more slowly: only the kernel can decompress itself")
+            }
             Err(error) => job.note(format!(
                 "machines start more slowly: the kernel is decompressed each time ({error})"
             )),

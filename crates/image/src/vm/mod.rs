@@ -15,7 +15,6 @@ mod kernel;
 pub(crate) mod machine;
 mod modules;
 mod seed;
-mod vmlinux;
 
 pub use cpio::{agent_archive, config_archive};
 pub use disk::{DiskError, RootDisk, copy_disk};

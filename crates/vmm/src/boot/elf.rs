@@ -3,6 +3,8 @@
 //! Sources: System V ABI, "Program Header" and "Note Section"; Xen's `elfnote.h` and `pvh.pandoc`
 //! for the entry point.
 
+use bzimage::is_elf;
+
 use super::{KernelError, Source};
 
 /// Program headers of a kernel are a handful.
@@ -41,12 +43,6 @@ pub struct Elf {
     pub pvh_entry: Option<u32>,
     /// What to load; all of them lie within the file.
     pub segments: Vec<Segment>,
-}
-
-/// Whether this is how an ELF file begins.
-#[must_use]
-pub fn is_elf(start: &[u8]) -> bool {
-    start.starts_with(b"\x7fELF")
 }
 
 impl Elf {

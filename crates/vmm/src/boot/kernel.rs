@@ -2,20 +2,17 @@
 
 use std::{fs::File, io, ops::Range};
 
+use bzimage::{BzImage, BzImageError, is_elf};
 use memory::{Ram, layout};
 
 use super::{
-    Compression, Source, bzimage,
-    bzimage::BzImage,
-    decompress::decompress,
-    elf::{self, Elf, Segment},
+    Source,
+    elf::{Elf, Segment},
     ram_file,
 };
 
 /// The largest file that is taken for a kernel.
 const MAX_FILE: u64 = 256 << 20;
-/// The largest kernel once decompressed. Debian's have 50 MiB, with all built in 150.
-const MAX_KERNEL: u64 = 512 << 20;
 /// Below are the tables that the kernel is given.
 const LOWEST: u64 = 1 << 20;
 /// Where the 64-bit entry of a decompressor is, from its start (boot protocol 2.12).
@@ -30,14 +27,9 @@ pub enum KernelError {
     /// It is damaged, or something else.
     #[error("{0}; give it an x86-64 bzImage or vmlinux")]
     Format(&'static str),
-    /// It decompresses to garbage.
-    #[error("what is in it ({compression:?}) cannot be decompressed")]
-    Decompress {
-        /// How it says it is compressed.
-        compression: Compression,
-        /// What the decoder says.
-        source: io::Error,
-    },
+    /// It is a bzImage, and damaged or too large.
+    #[error(transparent)]
+    BzImage(#[from] BzImageError),
     /// It is too large to be one.
     #[error("it is larger than {limit} bytes")]
     TooLarge {
@@ -114,7 +106,7 @@ impl Kernel {
         let size = file.size().map_err(KernelError::Read)?;
         let mut start = vec![0; size.min(1024) as usize];
         file.read_at(0, &mut start).map_err(KernelError::Read)?;
-        if elf::is_elf(&start) {
+        if is_elf(&start) {
             return Ok(Self(Form::Elf(Elf::parse(&file)?, Box::new(file))));
         }
         if size > MAX_FILE {
@@ -130,12 +122,12 @@ impl Kernel {
     /// # Errors
     /// When it is no kernel.
     pub fn parse(bytes: Vec<u8>) -> Result<Self, KernelError> {
-        if elf::is_elf(&bytes) {
+        if is_elf(&bytes) {
             let elf = Elf::parse(bytes.as_slice())?;
             return Ok(Self(Form::Elf(elf, Box::new(bytes))));
         }
         let image = BzImage::parse(&bytes)?;
-        if let Some(vmlinux) = unpack(&image, &bytes)? {
+        if let Some(vmlinux) = image.vmlinux(&bytes)? {
             let elf = Elf::parse(vmlinux.as_slice())?;
             return Ok(Self(Form::Elf(elf, Box::new(vmlinux))));
         }
@@ -180,33 +172,6 @@ impl Kernel {
             Form::Raw(image, bytes) => load_raw(image, bytes, ram),
         }
     }
-}
-
-/// The ELF file in a bzImage; `None` if there is none that can be found.
-fn unpack(image: &BzImage, file: &[u8]) -> Result<Option<Vec<u8>>, KernelError> {
-    let Some(payload) = image.payload.clone().map(|range| &file[range]) else {
-        return Ok(None);
-    };
-    if elf::is_elf(payload) {
-        return Ok(Some(payload.to_vec()));
-    }
-    let Some(compression) = Compression::of(payload) else {
-        return Ok(None);
-    };
-    let vmlinux = decompress(payload, compression, MAX_KERNEL)?;
-    Ok(Some(vmlinux).filter(|it| elf::is_elf(it)))
-}
-
-/// The kernel of `file` as an ELF file, to be kept and booted from without decompressing it each
-/// time; `None` when it is one already, or can decompress only itself.
-///
-/// # Errors
-/// When it is no kernel.
-pub fn vmlinux(file: &[u8]) -> Result<Option<Vec<u8>>, KernelError> {
-    if elf::is_elf(file) {
-        return Ok(None);
-    }
-    unpack(&BzImage::parse(file)?, file)
 }
 
 fn load_raw(image: &BzImage, bytes: &[u8], ram: &Ram) -> Result<Loaded, KernelError> {

@@ -5,7 +5,7 @@
 use memory::GuestMemory;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use super::{Handover, bzimage, map};
+use super::{Handover, map};
 
 /// Where `boot_params` is put.
 pub(super) const BOOT_PARAMS: u64 = 0x3000;

@@ -1,9 +1,9 @@
 //! Putting a kernel and all it is told into the memory of a machine that has not run yet.
 //!
 //! ```text
-//!  file ── bzimage ── decompress ──► elf ──► kernel ──► RAM ◄── pvh or linux64: memory map,
-//!                                                        ▲       command line, initrd, ACPI
-//!                                               initrd ──┘
+//!  file ── bzimage ──► elf ──► kernel ──► RAM ◄── pvh or linux64: memory map,
+//!                                          ▲       command line, initrd, ACPI
+//!                                 initrd ──┘
 //! ```
 //! The machine calls [`load`] once per boot, on fresh memory, and starts vCPU 0 where it says. It
 //! runs no guest code and knows no device; what it reads is the user's or an image's and hostile.
@@ -16,8 +16,6 @@
 //!                                      below 2 GiB, at the end of RAM: initrd
 //! ```
 
-mod bzimage;
-mod decompress;
 mod elf;
 mod entry;
 mod initrd;
@@ -35,11 +33,9 @@ use std::{fs::File, io, ops::Range};
 use memory::Ram;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-pub use bzimage::BzImage;
-pub use decompress::Compression;
 pub use elf::{Elf, Segment};
 pub use entry::Entry;
-pub use kernel::{Kernel, KernelError, Loaded, Protocol, vmlinux};
+pub use kernel::{Kernel, KernelError, Loaded, Protocol};
 pub use map::{ACPI_END, ACPI_START};
 pub use source::Source;
 

@@ -86,7 +86,7 @@ impl Media {
             return Err(format!("no kernel of Debian's can be had: {said}"));
         }
         let vmlinuz = fs::read(directory.path().join("vmlinuz")).unwrap();
-        let vmlinux = vmm::boot::vmlinux(&vmlinuz).unwrap().unwrap();
+        let vmlinux = bzimage::vmlinux(&vmlinuz).unwrap().unwrap();
         fs::write(&self.vmlinux, vmlinux).unwrap();
         fs::rename(directory.path().join("vmlinuz"), &self.vmlinuz).unwrap();
         // Last: it says that all are there.

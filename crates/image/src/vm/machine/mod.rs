@@ -27,7 +27,6 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 pub use self::{boot::BootError, qcow2::Qcow2Error};
-use super::vmlinux;
 use crate::{
     error::{StoreError, at},
     job::{Cancelled, Job},
@@ -40,8 +39,6 @@ use crate::{
 pub(crate) const DIRECTORY: &str = "disk";
 /// What an import calls the disk.
 const FILE: &str = "disk.img";
-/// The largest kernel once decompressed.
-const MAX_VMLINUX: u64 = 512 << 20;
 /// Stretches of zeros from this length on are holes.
 const HOLE: u64 = 1 << 20;
 /// Most stretches of data of a disk: half of what readers take.
@@ -182,7 +179,7 @@ pub(super) fn extract(
     let found = boot::find(disk, bytes)?;
     write_private(&dir.join("vmlinuz"), &found.kernel)?;
     // One that cannot be decompressed here is by the machine's process, or refused there.
-    if let Ok(plain) = vmlinux::decompress(&found.kernel, MAX_VMLINUX) {
+    if let Ok(Some(plain)) = bzimage::vmlinux(&found.kernel) {
         write_private(&dir.join("vmlinux"), &plain)?;
     }
     if let Some(initrd) = &found.initrd {

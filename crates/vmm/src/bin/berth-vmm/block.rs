@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use cpu::soft::{Width, translate::view};
-use vmm::boot::{Elf, vmlinux};
+use vmm::boot::Elf;
 
 use crate::Failure;
 
@@ -119,7 +119,7 @@ fn from_kernel(path: &Path, address: u64) -> Result<Vec<u8>, Failure> {
     if file.len() as u64 > MAX_FILE {
         return Err(told(&"it is too large for a kernel").into());
     }
-    if let Some(unpacked) = vmlinux(&file).map_err(|error| told(&error))? {
+    if let Some(unpacked) = bzimage::vmlinux(&file).map_err(|error| told(&error))? {
         file = unpacked;
     }
     let elf = Elf::parse(file.as_slice()).map_err(|error| told(&error))?;

@@ -1,17 +1,18 @@
-//! A kernel as distributions ship it (`vmlinuz`): real-mode code, a header, a decompressor, and the
-//! kernel proper in compressed form.
+//! What the setup header says.
 //!
 //! Source: the kernel's `Documentation/arch/x86/boot.rst`.
 
 use std::ops::Range;
 
-use super::KernelError;
+use crate::{BzImageError, Compression, decompress::decompress, is_elf};
 
 /// Offset of the setup header.
-pub(super) const HEADER: usize = 0x1f1;
+pub const HEADER: usize = 0x1f1;
 /// Past the last field of protocol 2.12.
-pub(super) const HEADER_END: usize = 0x268;
+pub const HEADER_END: usize = 0x268;
 const SECTOR: usize = 512;
+/// The largest kernel once decompressed. Debian's have 50 MiB, with all built in 150.
+const MAX_VMLINUX: u64 = 512 << 20;
 /// Since protocol 2.08 the header says where the compressed kernel is.
 const PAYLOAD_SINCE: u16 = 0x0208;
 /// Since protocol 2.12 it says whether it can be entered in 64-bit mode.
@@ -33,8 +34,7 @@ pub struct BzImage {
 }
 
 /// Whether this is how such a file begins.
-#[must_use]
-pub fn is_bzimage(start: &[u8]) -> bool {
+fn is_bzimage(start: &[u8]) -> bool {
     start.get(0x202..0x206) == Some(b"HdrS")
 }
 
@@ -43,13 +43,13 @@ impl BzImage {
     ///
     /// # Errors
     /// When it is none, too old (before Linux 2.6.24), or says of itself what cannot be.
-    pub fn parse(file: &[u8]) -> Result<Self, KernelError> {
+    pub fn parse(file: &[u8]) -> Result<Self, BzImageError> {
         if !is_bzimage(file) || file.len() < HEADER_END {
-            return Err(KernelError::Format("it is no bzImage"));
+            return Err(BzImageError::Format("it is no bzImage"));
         }
         let version = u16::from_le_bytes([file[0x206], file[0x207]]);
         if version < PAYLOAD_SINCE {
-            return Err(KernelError::Format("its boot protocol is older than 2.08"));
+            return Err(BzImageError::Format("its boot protocol is older than 2.08"));
         }
         let sectors = match file[HEADER] {
             0 => 4,
@@ -57,7 +57,7 @@ impl BzImage {
         };
         let start = (sectors + 1) * SECTOR;
         if start >= file.len() {
-            return Err(KernelError::Format("it ends within its real-mode code"));
+            return Err(BzImageError::Format("it ends within its real-mode code"));
         }
         let within = |range: &Range<usize>| range.start < range.end && range.end <= file.len();
         let payload = start + u32_at(file, 0x248) as usize;
@@ -71,6 +71,25 @@ impl BzImage {
                 | u64::from(u32_at(file, 0x25c)) << 32,
             init_bytes: u32_at(file, 0x260),
         })
+    }
+
+    /// The ELF file in `file`, which this is the header of; `None` if there is none that can be
+    /// found.
+    ///
+    /// # Errors
+    /// When it is damaged, or decompresses to more than 512 MiB.
+    pub fn vmlinux(&self, file: &[u8]) -> Result<Option<Vec<u8>>, BzImageError> {
+        let Some(payload) = self.payload.clone().and_then(|range| file.get(range)) else {
+            return Ok(None);
+        };
+        if is_elf(payload) {
+            return Ok(Some(payload.to_vec()));
+        }
+        let Some(compression) = Compression::of(payload) else {
+            return Ok(None);
+        };
+        let vmlinux = decompress(payload, compression, MAX_VMLINUX)?;
+        Ok(Some(vmlinux).filter(|it| is_elf(it)))
     }
 }
 

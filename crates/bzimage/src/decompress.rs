@@ -6,7 +6,7 @@
 
 use std::io::{self, Read};
 
-use super::KernelError;
+use crate::BzImageError;
 
 /// The magic number of lz4's legacy frame, which the kernel's build makes (`lz4 -l`).
 const LZ4_LEGACY: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
@@ -32,8 +32,7 @@ pub enum Compression {
 
 impl Compression {
     /// Tells by the first bytes.
-    #[must_use]
-    pub fn of(start: &[u8]) -> Option<Self> {
+    pub(crate) fn of(start: &[u8]) -> Option<Self> {
         const MAGICS: [(&[u8], Compression); 6] = [
             (&[0x1f, 0x8b], Compression::Gzip),
             (b"\xfd7zXZ\0", Compression::Xz),
@@ -51,12 +50,12 @@ impl Compression {
 ///
 /// # Errors
 /// When they are damaged, or decompress to more.
-pub fn decompress(
+pub(crate) fn decompress(
     bytes: &[u8],
     compression: Compression,
     limit: u64,
-) -> Result<Vec<u8>, KernelError> {
-    let failed = |source| KernelError::Decompress {
+) -> Result<Vec<u8>, BzImageError> {
+    let failed = |source| BzImageError::Decompress {
         compression,
         source,
     };
@@ -73,7 +72,7 @@ pub fn decompress(
             let reader = zstd::stream::read::Decoder::with_buffer(bytes).map_err(failed)?;
             Box::new(reader.single_frame())
         }
-        Compression::Lz4 => return lz4_legacy(bytes, limit).map_err(failed),
+        Compression::Lz4 => return lz4_legacy(bytes, limit),
     };
     let mut out = Vec::new();
     reader
@@ -81,14 +80,14 @@ pub fn decompress(
         .read_to_end(&mut out)
         .map_err(failed)?;
     if out.len() as u64 > limit {
-        return Err(KernelError::TooLarge { limit });
+        return Err(BzImageError::TooLarge { limit });
     }
     Ok(out)
 }
 
 /// Blocks, each after its length; the last is followed by the end, or by a decompressed size that
 /// is no plausible length of a block.
-fn lz4_legacy(bytes: &[u8], limit: u64) -> io::Result<Vec<u8>> {
+fn lz4_legacy(bytes: &[u8], limit: u64) -> Result<Vec<u8>, BzImageError> {
     let mut out = Vec::new();
     let mut block = vec![0; LZ4_BLOCK];
     let mut rest = bytes.get(LZ4_LEGACY.len()..).unwrap_or_default();
@@ -102,10 +101,14 @@ fn lz4_legacy(bytes: &[u8], limit: u64) -> io::Result<Vec<u8>> {
             break;
         }
         let (packed, after) = after.split_at(length);
-        let size =
-            lz4_flex::block::decompress_into(packed, &mut block).map_err(io::Error::other)?;
+        let size = lz4_flex::block::decompress_into(packed, &mut block).map_err(|error| {
+            BzImageError::Decompress {
+                compression: Compression::Lz4,
+                source: io::Error::other(error),
+            }
+        })?;
         if (out.len() + size) as u64 > limit {
-            return Err(io::Error::from(io::ErrorKind::FileTooLarge));
+            return Err(BzImageError::TooLarge { limit });
         }
         out.extend_from_slice(&block[..size]);
         rest = after;
