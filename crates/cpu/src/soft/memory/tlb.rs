@@ -19,6 +19,8 @@ const CODE_ENTRIES: usize = 256;
 /// So many entries that are not global are remembered, to be forgotten one by one.
 const MOST_LOCAL: usize = 512;
 const CONTEXTS: usize = 3;
+/// Words of [`Tlb::code_pages`].
+const CODE_PAGE_WORDS: usize = 256;
 /// Bit of [`Entry::page`]: the translation stays when `cr3` is loaded.
 const GLOBAL: u64 = 1 << 63;
 
@@ -63,8 +65,8 @@ pub struct Tlb {
     context: Context,
     /// Entries that are not global, up to [`MOST_LOCAL`] of them.
     local: Vec<u32>,
-    /// A bit for the linear pages that code was found on, by the lowest bits of their numbers.
-    code_pages: [u64; 64],
+    /// A bit for the linear pages that code was found on, by a hash of their numbers.
+    code_pages: [u64; CODE_PAGE_WORDS],
     /// Code of the supervisor was found on pages that are not global.
     local_code: bool,
     changes: [u32; 2],
@@ -79,10 +81,12 @@ fn code_slot(context: Context, linear: u64) -> usize {
     usize::from(context != Context::User) * CODE_ENTRIES + (linear >> 12) as usize % CODE_ENTRIES
 }
 
-/// Where [`Tlb::code_pages`] knows of a page.
+/// Where [`Tlb::code_pages`] knows of a page. The text of a kernel is as large as the lowest bits
+/// of numbers would tell apart, so all bits take part.
 fn code_page(linear: u64) -> (usize, u64) {
-    let number = linear >> 12;
-    ((number >> 6) as usize % 64, 1 << (number % 64))
+    const BITS: u32 = (CODE_PAGE_WORDS * 64).ilog2();
+    let hash = (linear >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - BITS);
+    ((hash / 64) as usize, 1 << (hash % 64))
 }
 
 /// A tag that no code looked up in this slot can equal.
@@ -110,7 +114,7 @@ impl Default for Tlb {
             code: Box::new(code),
             context: Context::Supervisor,
             local: Vec::new(),
-            code_pages: [0; 64],
+            code_pages: [0; CODE_PAGE_WORDS],
             local_code: false,
             changes: [0; 2],
         }
@@ -239,7 +243,7 @@ impl Tlb {
             self.local_code = false;
         }
         if global {
-            self.code_pages = [0; 64];
+            self.code_pages = [0; CODE_PAGE_WORDS];
         }
     }
 
