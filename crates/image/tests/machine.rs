@@ -276,6 +276,35 @@ fn a_kernel_is_found_on_the_partition_that_firmware_reads() {
 }
 
 #[test]
+fn a_kernel_is_found_on_xfs() {
+    if !needs("mkfs.xfs", &["-V"]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let tree = tree(scratch.dir.path(), None);
+    let proto = format!(
+        "/dev/null\n0 0\nd--755 0 0\n etc d--755 0 0\n $\n sbin d--755 0 0\n  init ---755 0 0 {0}/sbin/init\n $\n \
+         boot d--755 0 0\n  vmlinuz-6.10-cloud ---644 0 0 {0}/boot/vmlinuz-6.10-cloud\n  \
+         initramfs-6.10-cloud.img ---644 0 0 {0}/boot/initrd.img-6.10-cloud\n $\n$\n",
+        tree.display()
+    );
+    let (description, path) = (scratch.path("proto"), scratch.path("xfs.img"));
+    fs::write(&description, proto).unwrap();
+    File::create(&path).unwrap().set_len(320 * MIB).unwrap();
+    let mut make = Command::new("mkfs.xfs");
+    run(make
+        .args(["-q", "-p"])
+        .args([&description, &path])
+        .args(["-m", "uuid=01a1f98c-ac8a-7458-8b1d-875239f62899"]));
+    let image = import(&scratch, &path, "disk").unwrap();
+    let boot = scratch.store.own_boot(&image).unwrap().unwrap();
+    assert_eq!(fs::read(&boot.kernel).unwrap(), KERNEL);
+    assert_eq!(fs::read(boot.initrd.as_ref().unwrap()).unwrap(), INITRD);
+    let root = "root=UUID=01a1f98c-ac8a-7458-8b1d-875239f62899 ro";
+    assert_eq!(boot.command_line, root);
+}
+
+#[test]
 fn a_file_system_that_is_not_read_is_named() {
     if !tools(&[]) {
         return;

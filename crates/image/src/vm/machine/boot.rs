@@ -41,13 +41,13 @@ pub(super) struct Found {
 pub enum BootError {
     /// No file system could be read.
     #[error(
-        "no ext4 or FAT file system was found on the disk, so neither was a kernel; import a tar of its \
-         root file system instead"
+        "no ext4, XFS or FAT file system was found on the disk, so neither was a kernel; import a tar of \
+         its root file system instead"
     )]
     NoFileSystem,
     /// There is no kernel on what was read, and one may be on what was not.
     #[error(
-        "the disk has {}, which cannot be read here, and no kernel on any ext4 or FAT file system; \
+        "the disk has {}, which cannot be read here, and no kernel on any ext4, XFS or FAT file system; \
          import a tar of its root file system instead, and start it with Berth's own kernel, or with \
          its own by --kernel and --initrd",
         .0.join(" and ")

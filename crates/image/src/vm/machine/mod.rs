@@ -121,7 +121,7 @@ pub(crate) fn disk_in(layers: &[PathBuf]) -> Option<PathBuf> {
     found
 }
 
-/// Whether a file looks like a disk: qcow2, or raw with a partition table or an ext4 file system.
+/// Whether a file looks like a disk: qcow2, or raw with a partition table or a file system that is read.
 pub(crate) fn is_disk(file: &File) -> bool {
     let mut start = [0; 2048];
     let got = file.read_at(&mut start, 0).unwrap_or(0);
@@ -132,7 +132,8 @@ pub(crate) fn is_disk(file: &File) -> bool {
     let tar = &start[257..262] == b"ustar";
     let table = start[510..512] == [0x55, 0xaa];
     let ext4 = start[1080..1082] == [0x53, 0xef];
-    start.starts_with(&qcow2::MAGIC) || (!tar && (table || ext4))
+    let xfs = start.starts_with(b"XFSB");
+    start.starts_with(&qcow2::MAGIC) || (!tar && (table || ext4 || xfs))
 }
 
 /// The disk as a raw file: `file` itself, or what it holds written to `fresh`. Answers its length, and

@@ -4,15 +4,15 @@ use std::io::Read;
 
 use ext4_view::{Ext4, Ext4Read};
 
-use super::{MAX_ENTRIES, ReadError, Window};
+use super::{
+    MAX_ENTRIES, ReadError, Window,
+    links::{self, MAX_TARGET, Step},
+};
 
 /// Largest block: 1024 bytes, doubled so often.
 const MAX_LOG_BLOCK_BYTES: u64 = 6;
 /// Most groups of blocks: 128 TiB of the usual ones.
 const MAX_GROUPS: u64 = 1 << 20;
-/// Most symbolic links on the way to a file, and longest target of one.
-const MAX_LINKS: usize = 40;
-const MAX_LINK_BYTES: u64 = 4096;
 
 /// A file system of the ext family.
 pub(in super::super) struct Extended(Ext4);
@@ -65,42 +65,20 @@ impl Extended {
         self.resolve(path).is_some()
     }
 
-    /// The path without symbolic links, if it leads to something. Links are followed here, for the reader
-    /// would take as much memory as one says that its target is long.
+    /// Links are followed here, for the reader would take as much memory as one says that its target is
+    /// long.
     fn resolve(&self, path: &str) -> Option<String> {
-        let parts = |path: &str| path.split('/').rev().map(str::to_owned).collect::<Vec<_>>();
-        let (mut left, mut links) = (parts(path), 0);
-        let mut real: Vec<String> = Vec::new();
-        while let Some(part) = left.pop() {
-            match part.as_str() {
-                "" | "." => continue,
-                ".." => {
-                    real.pop();
-                    continue;
-                }
-                _ => {}
-            }
-            let here = format!(
-                "/{}",
-                [&real[..], std::slice::from_ref(&part)].concat().join("/")
-            );
-            let meta = self.0.symlink_metadata(here.as_str()).ok()?;
+        links::resolve(path, |path| {
+            let meta = self.0.symlink_metadata(path).ok()?;
             if !meta.is_symlink() {
-                real.push(part);
-                continue;
+                return Some(Step::Real);
             }
-            links += 1;
-            if links > MAX_LINKS || meta.len() > MAX_LINK_BYTES {
+            if meta.len() > MAX_TARGET {
                 return None;
             }
-            let target = self.0.read_link(here.as_str()).ok()?;
-            let target = target.to_str().ok()?;
-            if target.starts_with('/') {
-                real.clear();
-            }
-            left.extend(parts(target));
-        }
-        Some(format!("/{}", real.join("/")))
+            let target = self.0.read_link(path).ok()?;
+            Some(Step::Link(target.to_str().ok()?.to_owned()))
+        })
     }
 
     pub(super) fn bytes(&self, path: &str, limit: u64) -> Result<Vec<u8>, ReadError> {

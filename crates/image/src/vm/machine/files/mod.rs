@@ -6,9 +6,11 @@
 
 mod ext4;
 mod fat;
+mod links;
 mod window;
+mod xfs;
 
-use self::{ext4::Extended, fat::Fat};
+use self::{ext4::Extended, fat::Fat, xfs::Xfs};
 pub(super) use window::Window;
 
 /// Most entries of a directory that are looked at.
@@ -20,6 +22,8 @@ pub(super) enum Files {
     Ext4(Box<Extended>),
     /// EFI system partitions, and sticks.
     Fat(Fat),
+    /// Root file systems and `/boot` of the Red Hat family.
+    Xfs(Xfs),
 }
 
 /// Why a file was not read.
@@ -35,7 +39,7 @@ pub(super) enum ReadError {
 
 /// File systems and containers of them that are known and not read: name, where their mark lies, the mark.
 const UNREAD: [(&str, u64, &[u8]); 8] = [
-    ("XFS", 0, b"XFSB"),
+    ("XFS of a version that is not known", 0, b"XFSB"),
     ("Btrfs", 0x1_0040, b"_BHRfS_M"),
     ("F2FS", 1024, &[0x10, 0x20, 0xf5, 0xf2]),
     ("EROFS", 1024, &[0xe2, 0xe1, 0xf5, 0xe0]),
@@ -49,7 +53,9 @@ impl Files {
     /// What a partition holds; `None` when that is not read, or damaged.
     pub(super) fn open(window: &Window) -> Option<Self> {
         let extended = || Extended::load(window).map(|it| Self::Ext4(Box::new(it)));
-        extended().or_else(|| Fat::load(window).map(Self::Fat))
+        extended()
+            .or_else(|| Fat::load(window).map(Self::Fat))
+            .or_else(|| Xfs::load(window).map(Self::Xfs))
     }
 
     /// What a partition holds that is not read, by its name for people.
@@ -65,6 +71,7 @@ impl Files {
     pub(super) fn uuid(&self) -> Option<String> {
         match self {
             Self::Ext4(files) => Some(files.uuid()),
+            Self::Xfs(files) => Some(files.uuid()),
             Self::Fat(_) => None,
         }
     }
@@ -74,6 +81,7 @@ impl Files {
         match self {
             Self::Ext4(files) => files.has(path),
             Self::Fat(files) => files.has(path),
+            Self::Xfs(files) => files.has(path),
         }
     }
 
@@ -82,6 +90,7 @@ impl Files {
         match self {
             Self::Ext4(files) => files.bytes(path, limit),
             Self::Fat(files) => files.bytes(path, limit),
+            Self::Xfs(files) => files.bytes(path, limit),
         }
     }
 
@@ -90,6 +99,7 @@ impl Files {
         match self {
             Self::Ext4(files) => files.names(directory),
             Self::Fat(files) => files.names(directory),
+            Self::Xfs(files) => files.names(directory),
         }
     }
 }
