@@ -38,7 +38,7 @@ pub struct Driver {
     /// Whether the kernel speaks IPv6 at all.
     ipv6: bool,
     /// Whether bridged packets pass the rules for routed ones (module `br_netfilter`); noted by
-    /// [`Driver::ensure_network`].
+    /// [`Driver::notice_filtering`].
     bridged_filtering: AtomicBool,
     /// The same of IPv6 packets alone.
     bridged_filtering6: AtomicBool,
@@ -90,7 +90,7 @@ impl Driver {
     }
 
     /// Whether the kernel can answer on `::1` for what is published ([`crate::Rules::loopback6`]), as of
-    /// the last [`Driver::ensure_network`].
+    /// the last [`Driver::ensure_network`] or [`Driver::notice_filtering`].
     ///
     /// Not where bridged packets pass the rules for routed ones: the answer is for `::1` again while it
     /// is still on the bridge, and is dropped as one that came from a wire (`ip6_rcv_core`).

@@ -28,7 +28,7 @@ mod roots;
 pub mod tables;
 mod wiring;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use engine::Engine;
 use model::{InstanceId, instance::Limits, record::InstanceRecord};
@@ -42,6 +42,9 @@ pub use paths::Paths;
 pub use resolve::ExecRequest;
 pub use roots::{Access, OpenRoot};
 pub use wiring::{Wiring, WiringError, gateways};
+
+/// Pause between looks at what the host's settings are: two small files.
+const HOST_TURN: Duration = Duration::from_secs(5);
 
 /// What a node is made of.
 pub struct Parts {
@@ -125,6 +128,7 @@ impl Node {
         let revision = node.adopt().await?;
         node.follow_records(revision);
         node.follow_engine(events);
+        node.follow_host();
         Ok(node)
     }
 
@@ -259,6 +263,21 @@ impl Node {
             self.kick(entry.value.id);
         }
         Err(listing.revision)
+    }
+
+    /// Asks again and again for what the kernel has no news of.
+    fn follow_host(&self) {
+        let node = self.clone();
+        tokio::spawn(async move {
+            let mut turn = tokio::time::interval(HOST_TURN);
+            turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                turn.tick().await;
+                if let Err(error) = node.parts().wiring.notice_host().await {
+                    tracing::warn!(error = %error.chain(), "looking at the host's settings");
+                }
+            }
+        });
     }
 
     fn follow_engine(&self, mut events: broadcast::Receiver<engine::Changed>) {

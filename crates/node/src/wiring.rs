@@ -204,6 +204,20 @@ impl Wiring {
         self.apply().await
     }
 
+    /// Brings the rules in line with what the host decides without telling anybody: whether the kernel
+    /// can lead from `::1` to instances.
+    pub(crate) async fn notice_host(&self) -> Result<(), WiringError> {
+        let changed = self
+            .blocking(|inner| Ok(inner.driver.notice_filtering()?))
+            .await?;
+        if !changed {
+            return Ok(());
+        }
+        tracing::debug!("bridged packets pass other rules of the host than before");
+        self.change(|_| {});
+        self.apply().await
+    }
+
     /// Removes a network that nothing is attached to. Idempotent.
     ///
     /// # Errors

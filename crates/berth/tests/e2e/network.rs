@@ -185,6 +185,33 @@ fn ports_that_somebody_has_are_refused() {
 }
 
 #[test]
+fn the_hosts_loopback_is_served_whatever_becomes_of_bridged_packets() {
+    let test = "the_hosts_loopback_is_served_whatever_becomes_of_bridged_packets";
+    let Some(daemon) = daemon(test) else {
+        return;
+    };
+    let setting = "/proc/sys/net/bridge/bridge-nf-call-ip6tables";
+    if !std::path::Path::new(setting).exists() {
+        return testkit::skip(test, "the module br_netfilter is not loaded");
+    }
+    // As if the module was loaded, and unloaded, while the daemon runs.
+    let filter = |value: &str| {
+        let script = format!("echo {value} > {setting}");
+        let mut sh = daemon.netns().command("sh");
+        assert!(sh.args(["-c", &script]).status().unwrap().success());
+    };
+    let words = ["run", "-d", "--name", "web", "-p", "8080:80", "busybox"];
+    daemon
+        .berth(&[&words[..], &["sh", "-c", SERVE]].concat())
+        .unwrap();
+    let served = || outside(&daemon, "http://[::1]:8080/").as_deref() == Some("web\n");
+    for value in ["0", "1", "0"] {
+        filter(value);
+        until_so("the daemon notices", served);
+    }
+}
+
+#[test]
 fn networks_are_separated() {
     let Some(daemon) = daemon("networks_are_separated") else {
         return;

@@ -92,21 +92,36 @@ impl Driver {
             check_ours(&bridge, &ifname, &config.name)?;
             adjust(&mut socket, &bridge, &ifname, config, self.ipv6).map_err(netlink)?;
         }
-        let settings = || settings(&ifname, config);
-        let filtering = self.within(settings).map_err(|errno| {
+        let settings = || {
+            settings4(&ifname, config)?;
+            settings6(&ifname, config)
+        };
+        self.within(settings).map_err(|errno| {
             netlink(NetlinkError::new(
                 "enter the daemon's network namespace",
                 errno,
             ))
         })??;
-        self.bridged_filtering
-            .store(filtering.any, Ordering::Relaxed);
-        self.bridged_filtering6
-            .store(filtering.ipv6, Ordering::Relaxed);
+        self.notice_filtering().map_err(netlink)?;
         // Disabling and enabling IPv6 drops addresses; they are set after the settings.
         let mut socket = self.socket();
         adjust_addresses(&mut socket, &ifname, config).map_err(netlink)?;
         Ok(ifname)
+    }
+
+    /// Looks anew whether bridged packets pass the rules for routed ones, which the host decides at
+    /// any time, by loading a module or by sysctl; says whether that changed. Attachments made before
+    /// keep what they were given for it.
+    ///
+    /// # Errors
+    /// The daemon's network namespace could not be entered.
+    pub fn notice_filtering(&self) -> Result<bool, NetlinkError> {
+        let now = self
+            .within(filtering)
+            .map_err(|errno| NetlinkError::new("enter the daemon's network namespace", errno))?;
+        let any = self.bridged_filtering.swap(now.any, Ordering::Relaxed);
+        let ipv6 = self.bridged_filtering6.swap(now.ipv6, Ordering::Relaxed);
+        Ok((any, ipv6) != (now.any, now.ipv6))
     }
 
     /// Removes the network's bridge. Attachments to it keep their links, without a master, until
@@ -263,19 +278,19 @@ struct BridgedFiltering {
     ipv6: bool,
 }
 
-/// Sets what the kernel must do for `config`; runs inside the daemon's namespace.
-fn settings(ifname: &IfName, config: &NetworkConfig) -> Result<BridgedFiltering, EnsureError> {
-    settings4(ifname, config)?;
-    settings6(ifname, config)?;
+/// What the host says; runs inside the daemon's namespace.
+fn filtering() -> BridgedFiltering {
     let [ipv4, ipv6] = ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"].map(|name| {
         let path = Path::new("/proc/sys/net/bridge").join(name);
         read_setting(&path).as_deref() == Some("1")
     });
-    Ok(BridgedFiltering {
+    BridgedFiltering {
         any: ipv4 || ipv6,
         ipv6,
-    })
+    }
 }
+
+// What the kernel must do for a network; both run inside the daemon's namespace.
 
 fn set(config: &NetworkConfig, path: &Path, wanted: &'static str) -> Result<(), EnsureError> {
     write_setting(path, wanted).map_err(|source| EnsureError::Sysctl {
