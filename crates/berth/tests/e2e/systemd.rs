@@ -228,3 +228,64 @@ fn a_real_systemd_starts_watches_and_replaces_the_daemon_and_guests_do_not_notic
     assert_eq!(left, "");
     host.daemon.berth(&["rm", "-f", "host"]).unwrap();
 }
+
+/// A profile, loaded, and a bundle whose program shows what it is confined by, and tries what is denied.
+/// Without `signal` nobody could end what it confines.
+const CONFINED: &str = r##"set -e
+    cat > /tmp/profile <<'END'
+profile berth-test flags=(attach_disconnected,mediate_deleted) {
+    file,
+    capability,
+    signal,
+    deny /tmp/denied w,
+}
+END
+    apparmor_parser -a /tmp/profile
+    cd / && mkdir -p b/rootfs/bin b/rootfs/proc b/rootfs/dev b/rootfs/sys b/rootfs/tmp && cd b
+    cp /bin/busybox rootfs/bin/
+    for name in sh cat touch sleep; do ln -s busybox rootfs/bin/$name; done
+    cat > rootfs/look <<'END'
+cat /proc/self/attr/current
+touch /tmp/allowed && echo allowed
+touch /tmp/denied || echo denied
+END
+    echo 'exec sleep 1000' > rootfs/stay
+    berth-oci spec
+    sed -i -e 's/"terminal": true/"terminal": false, "apparmorProfile": "berth-test"/' \
+        -e 's/"readonly": true/"readonly": false/' -e 's#"sh"#"sh", "/look"#' config.json"##;
+
+const AS_CONFINED: &str = "berth-test (enforce)\nallowed\ndenied\n";
+
+#[test]
+#[ignore = "starts a Debian of its own on the software CPU: minutes"]
+fn apparmor_confines_a_container_and_what_is_executed_in_it() {
+    let Some(host) = Host::new("apparmor_confines_a_container") else {
+        return;
+    };
+    host.sh(INSTALL);
+    let enabled = "cat /sys/module/apparmor/parameters/enabled";
+    assert_eq!(host.sh(enabled), "Y");
+    host.sh(CONFINED);
+    let said = host.run("cd /b && berth-oci run one");
+    assert_eq!(said.out, AS_CONFINED, "{said:?}");
+
+    // What exec runs is confined as its container is, unless it asks for another profile.
+    host.sh("cd /b && sed -i s#/look#/stay# config.json");
+    host.sh("cd /b && berth-oci run -d two > /dev/null 2>&1 < /dev/null");
+    let said = host.run("berth-oci exec two sh /look");
+    assert_eq!(said.out, AS_CONFINED, "{said:?}");
+    // One that is not loaded is no reason to run unconfined.
+    let refused = |said: &Said| {
+        assert_ne!(said.code, 0, "{said:?}");
+        assert!(!said.out.contains("allowed"), "{said:?}");
+        for word in ["apparmorProfile", "nowhere"] {
+            assert!(said.err.contains(word), "{said:?}");
+        }
+    };
+    refused(&host.run("berth-oci exec --apparmor nowhere two sh /look"));
+    host.sh("berth-oci delete -f two");
+    host.sh("cd /b && sed -i -e s/berth-test/nowhere/ -e s#/stay#/look# config.json");
+    refused(&host.run("cd /b && berth-oci run one"));
+    assert_eq!(host.sh("berth-oci list -q"), "", "nothing is left");
+    host.daemon.berth(&["rm", "-f", "host"]).unwrap();
+}
