@@ -320,7 +320,7 @@ fn passed(log: &str) -> usize {
 /// The soak of the software CPU: four processors that share memory compile, link and test for as long as
 /// that takes. `cargo test -p berth --test e2e soak -- --ignored --nocapture`.
 #[test]
-#[ignore = "takes half an hour: it builds and tests real packages in a machine; run it by name"]
+#[ignore = "takes an hour: it builds and tests real packages in a machine; run it by name"]
 fn soak_real_packages_are_built_and_tested_by_four_processors() {
     let test = "soak_real_packages_are_built_and_tested_by_four_processors";
     let packages = "build-essential m4";
