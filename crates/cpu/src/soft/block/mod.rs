@@ -132,9 +132,8 @@ impl Hasher for AddressHasher {
 pub struct Blocks {
     /// For each chain the number of its first block, the one used last; 0 for none.
     heads: Box<[u32; CHAINS]>,
-    /// For each chain how often its blocks were executed before they were forgotten. That others are in
-    /// the same chain makes some be translated early, and nothing wrong.
-    heats: Box<[u8; CHAINS]>,
+    /// For each chain how often the hottest of its blocks were executed before they were forgotten.
+    heats: Box<[Heat; CHAINS]>,
     /// All blocks; number 0 is [`Block::NONE`].
     blocks: Vec<Block>,
     /// For each block the number of the next in its chain.
@@ -162,13 +161,48 @@ fn chain(key: u64) -> usize {
     (key ^ key >> 14) as usize % CHAINS
 }
 
+/// How often one of the blocks of a chain was executed. Few others have its tag; that makes some be
+/// translated early, and nothing wrong.
+#[derive(Debug, Clone, Copy, Default)]
+struct Heat {
+    tag: u8,
+    heat: u8,
+}
+
+impl Heat {
+    fn tag(key: u64) -> u8 {
+        (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8
+    }
+
+    fn of(self, key: u64) -> u32 {
+        if self.tag == Self::tag(key) {
+            u32::from(self.heat)
+        } else {
+            0
+        }
+    }
+
+    /// Another block takes the place once it is as hot; each that is not cools the one there.
+    fn keep(&mut self, block: &Block) {
+        let tag = Self::tag(block.key);
+        let heat = u8::try_from(block.heat).unwrap_or(u8::MAX);
+        if self.tag == tag {
+            self.heat = self.heat.max(heat);
+        } else if heat >= self.heat {
+            *self = Self { tag, heat };
+        } else {
+            self.heat -= 1;
+        }
+    }
+}
+
 impl Blocks {
     /// An empty cache of code in `ram`.
     #[must_use]
     pub fn new(ram: Ram) -> Self {
         let mut blocks = Self {
             heads: Box::new([0; CHAINS]),
-            heats: Box::new([0; CHAINS]),
+            heats: Box::new([Heat::default(); CHAINS]),
             blocks: Vec::new(),
             next: Vec::new(),
             crossings: HashMap::default(),
@@ -228,7 +262,7 @@ impl Blocks {
         }
         if known.is_some() {
             // It is other code now.
-            self.heats[chain(key)] = 0;
+            self.heats[chain(key)] = Heat::default();
         }
         if let Some(crossing) = self.crossings.get(&key).copied()
             && crossing.is_current(core, linear)?
@@ -306,7 +340,7 @@ impl Blocks {
             cell: core.ram.pages().generation_cell(page),
             generation,
             count: u32::try_from(self.ops.len() - first).unwrap_or(0),
-            heat: 1 + u32::from(self.heats[chain(key)]),
+            heat: 1 + self.heats[chain(key)].of(key),
         };
         Ok((block, second))
     }
@@ -357,12 +391,7 @@ impl Blocks {
 
     fn keep_heats(&mut self) {
         for block in self.blocks.iter().skip(1) {
-            let kept = &mut self.heats[chain(block.key)];
-            *kept = block
-                .heat
-                .max(u32::from(*kept))
-                .try_into()
-                .unwrap_or(u8::MAX);
+            self.heats[chain(block.key)].keep(block);
         }
     }
 

@@ -76,7 +76,7 @@ use super::{Core, Fault, Flow, Op, block::Block};
 pub const THRESHOLD: u32 = 16;
 /// Operations kept at first for the handlers that translations call: 40 bytes each, and half
 /// as much for what finds the translations.
-const LEAST_OPS: usize = 16 << 10;
+const LEAST_OPS: usize = 32 << 10;
 /// Operations kept at most.
 const MOST_OPS: usize = 128 << 10;
 /// A budget that is filled within this time is too small,
