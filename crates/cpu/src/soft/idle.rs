@@ -58,7 +58,8 @@ impl Watch {
     }
 }
 
-fn processor_time() -> Duration {
+/// What the calling thread took of a processor.
+pub(super) fn processor_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(
         u64::try_from(time.tv_sec).unwrap_or(0),

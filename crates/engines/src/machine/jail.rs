@@ -99,7 +99,7 @@ pub(crate) fn jail(
         },
         process: process(guest),
         system: false,
-        limits: limits::of_group(&guest.limits, machine.memory_bytes),
+        limits: limits::of_group(&guest.limits, machine.memory_bytes, machine.vcpus),
         capabilities: capabilities(&shares),
         // It filters itself, each thread by what it is for; the usual filter would only keep it from
         // changing to a root of its own.

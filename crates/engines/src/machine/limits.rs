@@ -15,14 +15,18 @@ use super::config::{self, Started};
 /// What the process may hold besides the guest's memory: its own, page tables, buffers, and the
 /// page cache of the disks it writes.
 const OVERHEAD_BYTES: u64 = 256 << 20;
+/// And for each vCPU: the code that the software CPU makes for a guest that runs much, and what
+/// finds it.
+const OVERHEAD_BYTES_PER_VCPU: u64 = 64 << 20;
 
 /// What the control group of a machine's process is limited to, for what is asked of the instance: but
 /// for memory, which is the guest's and its own, and rates, which the machine keeps itself. A guest's
 /// vCPUs cannot use more CPUs than there are of them: only a part of one needs a limit.
-pub(super) fn of_group(asked: &Limits, memory_bytes: u64) -> Limits {
+pub(super) fn of_group(asked: &Limits, memory_bytes: u64, vcpus: u32) -> Limits {
+    let overhead = OVERHEAD_BYTES + OVERHEAD_BYTES_PER_VCPU * u64::from(vcpus);
     Limits {
         cpus: asked.cpus.filter(|cpus| !cpus.0.is_multiple_of(1000)),
-        memory: Some(ByteSize(memory_bytes + OVERHEAD_BYTES)),
+        memory: Some(ByteSize(memory_bytes + overhead)),
         memory_high: None,
         pids: None,
         io: IoLimits {
@@ -181,7 +185,7 @@ mod tests {
             },
             ..Limits::default()
         };
-        let group = of_group(&asked, 1 << 30);
+        let group = of_group(&asked, 1 << 30, 2);
         assert_eq!((group.io.weight, group.io.read_bps), (Some(7), None));
         assert!(group.memory.unwrap().0 > 1 << 30);
     }

@@ -51,7 +51,7 @@ pub(crate) fn is_one(guest: &Path) -> bool {
 /// and vCPUs stay those it was started with.
 pub(crate) fn live_limits(guest: &Path, asked: &Limits) -> io::Result<Limits> {
     let started = config::Started::read(&directory(guest))?;
-    Ok(limits::of_group(asked, started.memory_bytes))
+    Ok(limits::of_group(asked, started.memory_bytes, started.vcpus))
 }
 
 /// Has a machine that is about to start do so with the limits it has now; whether those are others

@@ -5,7 +5,7 @@ use std::io;
 use crate::soft::executable::Executable;
 
 /// Room for translations. What was never written takes no memory.
-pub(super) const BYTES: usize = 12 << 20;
+pub(super) const BYTES: usize = 40 << 20;
 
 /// Memory that one vCPU executes.
 pub(super) struct Memory(Executable);

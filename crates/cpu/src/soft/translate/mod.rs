@@ -52,7 +52,7 @@ pub mod view;
 use std::{
     io,
     sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
@@ -70,19 +70,20 @@ use self::{
     mode::Mode,
     thunks::Thunks,
 };
-use super::{Core, Fault, Flow, Op, block::Block};
+use super::{Core, Fault, Flow, Op, block::Block, idle};
 
 /// How often a block is interpreted before it is translated.
 pub const THRESHOLD: u32 = 16;
 /// Operations kept at first for the handlers that translations call: 40 bytes each, and half
 /// as much for what finds the translations.
 const LEAST_OPS: usize = 32 << 10;
-/// Operations kept at most.
+/// Operations kept at most: then [`cache::BYTES`] are full, too.
 const MOST_OPS: usize = 128 << 10;
-/// A budget that is filled within this time is too small,
-const SOON: Duration = Duration::from_millis(250);
-/// if it is so often in a row: what is executed only once, as the start of a program, fills any.
-const OFTEN: u32 = 4;
+/// A budget that is filled within so much of its thread's time for each operation is too small:
+/// translating anew what was forgotten counts then.
+const SOON: Duration = Duration::from_micros(100);
+/// If it is so often in a row: what is executed only once, as the start of a program, fills any.
+const OFTEN: u32 = 2;
 /// Bytes of code that an idle guest may keep: what it does in between is not to be translated anew
 /// each time.
 const LARGE: usize = 1 << 20;
@@ -139,7 +140,8 @@ pub(super) struct Translator {
     budget: usize,
     /// How often in a row it was filled soon.
     soon: u32,
-    forgotten_at: Instant,
+    /// Time of its thread when everything was last forgotten.
+    forgotten_at: Duration,
     index: Index,
     links: Vec<Link>,
     pending: Option<Pending>,
@@ -192,7 +194,7 @@ impl Translator {
             ops: Vec::with_capacity(MOST_OPS),
             budget: LEAST_OPS,
             soon: 0,
-            forgotten_at: Instant::now(),
+            forgotten_at: Duration::ZERO,
             links: Vec::new(),
             pending: None,
             filled: [Vec::new(), Vec::new()],
@@ -381,8 +383,9 @@ impl Translator {
 
     /// Chooses the budget anew, once it is full.
     fn adapt(&mut self) {
-        let now = Instant::now();
-        self.soon = if now - self.forgotten_at < SOON {
+        let now = idle::processor_time();
+        let lasted = now.saturating_sub(self.forgotten_at);
+        self.soon = if lasted < SOON * self.budget as u32 {
             self.soon + 1
         } else {
             0
