@@ -378,7 +378,7 @@ impl Engine {
         if let Some(changes) = running(&self.core) {
             return Ok(Subscription {
                 changes,
-                begun: false,
+                told: Told::Nothing,
             });
         }
         let stored = self.core.entry(id).await?.value;
@@ -387,7 +387,7 @@ impl Engine {
             running(&self.core).unwrap_or_else(|| watch::Sender::new(Arc::new(stored)).subscribe());
         Ok(Subscription {
             changes,
-            begun: false,
+            told: Told::Nothing,
         })
     }
 
@@ -663,20 +663,57 @@ fn log_end(operation: &Operation) {
 #[derive(Debug)]
 pub struct Subscription {
     changes: watch::Receiver<Arc<Operation>>,
-    begun: bool,
+    told: Told,
+}
+
+/// What a subscriber was told.
+#[derive(Debug)]
+enum Told {
+    Nothing,
+    Some,
+    /// The last state.
+    All,
 }
 
 impl Subscription {
     /// The present state at once, then each newer one; `None` after the last.
     pub async fn next(&mut self) -> Option<Arc<Operation>> {
-        if self.begun {
-            let ended = self.changes.borrow().state.is_final();
-            if ended && !self.changes.has_changed().unwrap_or(false) {
-                return None;
-            }
-            self.changes.changed().await.ok()?;
+        match self.told {
+            Told::Nothing => {}
+            // What nobody has looked at yet is told of even where the operation's task has ended.
+            Told::Some => self.changes.changed().await.ok()?,
+            Told::All => return None,
         }
-        self.begun = true;
-        Some(Arc::clone(&self.changes.borrow_and_update()))
+        let operation = Arc::clone(&self.changes.borrow_and_update());
+        self.told = if operation.state.is_final() {
+            Told::All
+        } else {
+            Told::Some
+        };
+        Some(operation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_is_told_even_if_it_came_with_the_end_of_the_task() {
+        let mut operation = crate::operation::tests::golden();
+        operation.state = State::Running;
+        let task = watch::Sender::new(Arc::new(operation.clone()));
+        let mut told = Subscription {
+            changes: task.subscribe(),
+            told: Told::Nothing,
+        };
+        let first = told.next().await.expect("there is a first state");
+        assert_eq!(first.state, State::Running);
+        operation.state = State::Succeeded;
+        task.send_replace(Arc::new(operation));
+        drop(task);
+        let last = told.next().await.expect("the last state is told");
+        assert_eq!(last.state, State::Succeeded);
+        assert!(told.next().await.is_none());
     }
 }

@@ -228,31 +228,35 @@ pub(crate) fn shorten(mut message: String) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    /// What is stored stays readable: this text was written by version 1 of the format.
-    #[test]
-    fn the_stored_format_is_the_golden_one() {
-        let golden = include_str!("../tests/golden/operation-v1.json");
+    /// Written by version 1 of the format.
+    const GOLDEN: &str = include_str!("../tests/golden/operation-v1.json");
+
+    pub(crate) fn golden() -> Operation {
         let record = store::Record {
             key: "operation/0192f0c1-7d3e-7aa2-9c41-5b6f2a10c3d4".to_owned(),
-            value: golden.trim().to_owned().into(),
+            value: GOLDEN.trim().to_owned().into(),
             created: store::Revision(1),
             modified: store::Revision(1),
             lease: None,
         };
-        let operation = OPERATIONS
-            .decode(&record)
-            .expect("the golden record is read")
-            .value;
+        let entry = OPERATIONS.decode(&record);
+        entry.expect("the golden record is read").value
+    }
+
+    /// What is stored stays readable.
+    #[test]
+    fn the_stored_format_is_the_golden_one() {
+        let operation = golden();
         assert_eq!(operation.state, State::Undoing);
         assert_eq!(
             operation.error.as_ref().map(|e| e.message.as_str()),
             Some("no space")
         );
         let written = OPERATIONS.encode("x", &operation).expect("writes");
-        assert_eq!(String::from_utf8_lossy(&written), golden.trim());
+        assert_eq!(String::from_utf8_lossy(&written), GOLDEN.trim());
     }
 
     #[test]

@@ -226,6 +226,10 @@ impl Control {
             return self.detail(&record).await;
         };
         let ended = ended.map_err(internal)?;
+        if !ended.state.is_final() {
+            // This daemon stops, and the next one goes on with it.
+            return self.detail(&record).await;
+        }
         if ended.state != workflow::State::Succeeded {
             let failure = ended.stuck.or(ended.error);
             let text = failure.map_or_else(|| "it was cancelled".to_owned(), |why| why.message);
