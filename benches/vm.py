@@ -1,6 +1,6 @@
 """Virtual machines on the software CPU, beside QEMU's microvm on TCG: boots, memory, start, and the way to the agent.
 
-    scripts/bench vm [--json] [PART...]      parts: boot memory launch
+    scripts/bench vm [--json] [PART...]      parts: boot interpreter memory launch
 
 BENCH_RUNS (5) is how often each boots. What the guest's processor is good for is measured by `scripts/bench cpu`.
 """
@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import time
 
-from lib.bench import Row, say
+from lib.bench import Row, cpu_seconds, say
 from lib.daemon import BIN
 from lib.machines import MARK, PATIENCE, PEER, RUNS, bench, berth, booted, busybox, qemu, vm_daemon
 
@@ -36,6 +36,18 @@ def boot(work, media, _netns):
                  Row(f"process start to first guest instruction, {kind}", "ms", statistics.median(starts),
                      target="≤ 20 ms")]
     return rows
+
+
+def interpreter(work, media, _netns):
+    say("the interpreter alone")
+    speeds = []
+    for _ in range(min(3, RUNS)):
+        machine = berth(work, media.vmlinux, media.initrd, "--no-translate")
+        with machine.running():
+            machine.until(MARK)
+            speeds.append(machine.stats()["instructions"] / cpu_seconds(machine.process.pid) / 1e6)
+    return [Row("interpreter alone, over the boot of vmlinux", "million instructions per second",
+                statistics.median(speeds), target="≥ 60")]
 
 
 def first_instruction_ms(errors):
@@ -109,4 +121,4 @@ For `run --vm` there is no peer: its seconds are those of a daemon, a network, a
 
 
 if __name__ == "__main__":
-    bench("Virtual machines", NOTES, {"boot": boot, "memory": memory, "launch": launch})
+    bench("Virtual machines", NOTES, {"boot": boot, "interpreter": interpreter, "memory": memory, "launch": launch})

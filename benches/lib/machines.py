@@ -115,11 +115,11 @@ class Machine:
         return kib / 1024
 
 
-def berth(work, kernel, initrd):
+def berth(work, kernel, initrd, *more):
     control = work / "control"
     control.unlink(missing_ok=True)
     words = [BIN / "berth-vmm", "boot", "--accel", "soft", "--verbose", "--memory", "512M", "--kernel", kernel,
-             "--initrd", initrd, "--control", control, "--append", PARAMETERS.removeprefix(OWN_PARAMETERS)]
+             "--initrd", initrd, "--control", control, "--append", PARAMETERS.removeprefix(OWN_PARAMETERS), *more]
     return Machine(words, "berth-vmm", control)
 
 
