@@ -40,14 +40,16 @@ def boot(work, media, _netns):
 
 def interpreter(work, media, _netns):
     say("the interpreter alone")
-    speeds = []
+    speeds, sizes = [], []
     for _ in range(min(3, RUNS)):
         machine = berth(work, media.vmlinux, media.initrd, "--no-translate")
         with machine.running():
             machine.until(MARK)
             speeds.append(machine.stats()["instructions"] / cpu_seconds(machine.process.pid) / 1e6)
+            sizes.append(machine.own_mib())
     return [Row("interpreter alone, over the boot of vmlinux", "million instructions per second",
-                statistics.median(speeds), target="≥ 60")]
+                statistics.median(speeds), target="≥ 60"),
+            Row("memory beyond the guest's own, interpreter alone", "MiB", statistics.median(sizes), target="≤ 8 MiB")]
 
 
 def first_instruction_ms(errors):
