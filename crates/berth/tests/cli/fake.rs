@@ -131,7 +131,7 @@ impl World {
         let name = create.name.clone().unwrap_or_else(|| "bold-heron".into());
         let status = create.desired.clone().unwrap_or_else(|| "running".into());
         let spec = serde_json::to_value(&create.spec).unwrap();
-        let detail = json!({
+        let mut detail = json!({
             "id": format!("0192f0c1-7d3e-7aa2-9c41-{:012}", self.made), "name": name,
             "kind": spec["kind"], "image": spec["image"], "status": status,
             "addresses": [format!("10.77.0.{}", self.made + 10)],
@@ -141,6 +141,10 @@ impl World {
             "generation": 1, "directory": format!("/var/lib/berth/instances/{name}"),
             "usage": {"cpu_ns": 0, "read_bytes": 0, "write_bytes": 0, "memory_peak_bytes": 0},
         });
+        if spec["image"] == "stillborn" {
+            detail["status"] = "stopped".into();
+            detail["message"] = "no control group could be made".into();
+        }
         self.instances.insert(name, detail.clone());
         detail
     }

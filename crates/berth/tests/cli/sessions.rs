@@ -17,6 +17,8 @@ fn instances_from_the_first_to_the_last() {
                 "run --rm busybox say hello from inside",
                 "run --rm -d busybox say x",
                 "launch debian:12 --name box --memory 2G --cpus 2",
+                "launch stillborn --name never",
+                "rm never",
                 "ls",
                 "ls -o wide --no-headers",
                 "ls -q",

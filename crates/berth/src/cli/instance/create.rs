@@ -110,13 +110,8 @@ impl RunArgs {
         fetch(cx, pull, &spec.image).await?;
         if self.detach {
             let made = create(cx, name, "running", spec).await?;
-            let name = &made.instance.name;
-            started(&made).map_err(|failure| {
-                failure.advise(format!(
-                    "berth start {name} tries again; berth rm {name} removes it"
-                ))
-            })?;
-            cx.print(name)?;
+            begins(&made)?;
+            cx.print(&made.instance.name)?;
             return Ok(0);
         }
         let made = create(cx, name, "prepared", spec).await?;
@@ -152,6 +147,16 @@ async fn attach(client: &Client, made: &InstanceDetail, stdin: bool) -> Outcome<
     Ok(client.attach_instance(&made.instance.name, &attach).await?)
 }
 
+/// As [`started`], of what nobody attends.
+fn begins(made: &InstanceDetail) -> Outcome {
+    let name = &made.instance.name;
+    started(made).map_err(|failure| {
+        failure.advise(format!(
+            "berth start {name} tries again; berth rm {name} removes it"
+        ))
+    })
+}
+
 /// Fails when what was made could not be set up or started; a program that has ended already could.
 pub fn started(made: &InstanceDetail) -> Outcome {
     let instance = &made.instance;
@@ -182,6 +187,7 @@ impl LaunchArgs {
         let checked = spec.health.is_some();
         fetch(cx, self.pull, &spec.image).await?;
         let made = create(cx, name, "running", spec).await?;
+        begins(&made)?;
         let name = made.instance.name.clone();
         let mark = cx.mark();
         cx.note(&format!("Here's what you get: {}", offer(&made)));
