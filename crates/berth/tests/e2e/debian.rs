@@ -227,9 +227,6 @@ fn a_compiler_and_python_are_installed_in_a_machine_and_work() {
     daemon.berth(&["rm", "-f", "box", "repository"]).unwrap();
 }
 
-/// Where the sources of Debian's packages are listed.
-const SOURCES: &str = "deb-src http://deb.debian.org/debian bookworm main\n";
-
 /// What is built, how, and the fewest tests of its own that must pass: a compressor, one whose tests are
 /// shell scripts and pipes, one that compiles at run time, and one full of hand-written assembly.
 const BUILT: [(&str, &str, usize); 4] = [
@@ -255,7 +252,14 @@ fn sources(daemon: &Daemon) -> anyhow::Result<PathBuf> {
     let kept = common::cache().join("sources");
     let lists = kept.join("lists");
     fs::create_dir_all(lists.join("partial"))?;
-    fs::write(kept.join("sources.list"), SOURCES)?;
+    // From where this host's packages are. Only of the release itself: later ones (`bookworm-updates`) differ
+    // by Debian's changes, which are left out.
+    let format = "deb-src $(REPO_URI) $(RELEASE) $(COMPONENT)";
+    let listed = ["indextargets", "--format", format, "Created-By: Packages"];
+    let listed = output(Command::new("apt-get").args(listed))?;
+    let of_release = |line: &&str| line.split(' ').nth(2).is_some_and(|it| !it.contains('-'));
+    let listed: Vec<&str> = listed.lines().filter(of_release).collect();
+    fs::write(kept.join("sources.list"), listed.join("\n") + "\n")?;
     let apt = || {
         let mut apt = apt(&kept);
         for (option, value) in [
