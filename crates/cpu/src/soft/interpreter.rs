@@ -129,7 +129,6 @@ impl Interpreter {
     /// Says that the guest has nothing to do. Is to be called again after the time it returns, if it
     /// has nothing to do then either.
     pub fn rest(&mut self) -> Option<Duration> {
-        self.blocks.rest(self.instructions);
         let is_large = self.translator.as_ref().is_some_and(|it| it.is_large());
         if !is_large && !self.blocks.is_large() {
             return None;
@@ -146,7 +145,7 @@ impl Interpreter {
     /// Gives back all that was decoded and translated. What the guest goes on to execute is found
     /// worth translating at once.
     pub(super) fn release(&mut self) {
-        self.blocks.make_room();
+        self.blocks.release();
         if let Some(translator) = &mut self.translator {
             translator.release(&mut self.core);
         }

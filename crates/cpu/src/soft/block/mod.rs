@@ -364,23 +364,21 @@ impl Blocks {
         }
     }
 
-    /// Gives back what a guest that has nothing to do no longer needs, after so many
-    /// `instructions` were executed.
-    pub fn rest(&mut self, instructions: u64) {
-        let lasted = instructions.wrapping_sub(self.forgotten_at);
-        if self.budget > KEPT / 2 && lasted > self.budget as u64 * LATE {
-            self.adapt(instructions);
-        }
-    }
-
     /// Whether what is kept is worth giving back.
     #[must_use]
     pub fn is_large(&self) -> bool {
         self.ops.len() > KEPT / 4
     }
 
-    /// Forgets all blocks and takes fresh memory for those to come; what was written to is returned.
-    pub fn make_room(&mut self) {
+    /// Forgets all blocks, and begins anew with little memory.
+    pub fn release(&mut self) {
+        self.budget = KEPT / 2;
+        self.soon = 0;
+        self.make_room();
+    }
+
+    /// Takes fresh memory, and returns what was written to.
+    fn make_room(&mut self) {
         self.keep_heats();
         // Each block has an operation at least.
         self.blocks = Vec::with_capacity(KEPT + 1);
